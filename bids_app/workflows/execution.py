@@ -1,8 +1,8 @@
-"""Run a graph: on this machine, or where a nipype plugin takes it; tell what went wrong.
+"""Execution of workflows, on this machine or by a nipype plugin, with reports of failures.
 
-On this machine, ITK and torch compute in processes of their own. Processes are started by a
-server that has imported neither, so nothing is ever forked with their threads in it. Plugins for
-queues of a cluster are told what nodes need, and tell why a job is gone.
+On this machine, ITK and torch run in separate processes. Processes are forked by a server that has
+imported neither, so that none is forked while threads of theirs are running. For the queues of a
+cluster, plugins request the resources that nodes need, and report why a job ended without a result.
 """
 
 import gc
@@ -46,7 +46,7 @@ KILLED = (
     "bids_app.errors.Mri2petError: the process that ran it was killed, most likely because memory "
     f"ran out; {MORE_MEMORY}"
 )
-SERVER_GONE = 0.5  # s until a killed server of processes is seen to be gone; our choice
+SERVER_GONE = 0.5  # s to wait until a killed fork server has ended; our choice
 NO_MEMORY = re.compile(
     r"MemoryError|std::bad_alloc|OutOfMemoryError|out of memory|an(?:'t|not) allocate memory", re.I
 )
@@ -58,12 +58,12 @@ ANY_ERROR = re.compile(r"^\s*([\w.]+(?:Error|Exception|Interrupt|Exit)\b.*)$", r
 StatusCallback = Callable[[Node, str], None]
 FinishedCallback = Callable[[str, "Sequence[Crash]"], None]
 UsedCallback = Callable[[Node, Mapping[str, float]], None]
-Output = tuple[Path, Mapping[str, object]]  # where a result goes, what its sidecar tells beforehand
+Output = tuple[Path, Mapping[str, object]]  # path of a result, sidecar fields known in advance
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run may use of this machine: CPUs, and memory in GiB."""
+    """Number of CPUs, and memory in GiB, that a run may use on this machine."""
 
     nprocs: int
     mem_gb: float
@@ -71,20 +71,20 @@ class Resources:
 
 @dataclass(frozen=True)
 class Crash:
-    """A node that failed.
+    """Failure of a node.
 
     Parameters
     ----------
     node : str
-        Its place in the graph.
+        Full name of the node in the graph.
     sentence : str
-        What went wrong, and what to do.
+        Explanation of the failure, and what to do.
     exit_code : int
-        Of the run, if nothing can be used.
+        Exit code of the run if no results can be used.
     file : Path
-        The traceback.
+        Path of the traceback.
     owner, label, part, fatal
-        As :func:`label_nodes` has set them.
+        Labels of the node; see :func:`label_nodes`.
     """
 
     node: str
@@ -98,7 +98,7 @@ class Crash:
 
 
 def nodes_of(graph: Workflow | Node) -> Collection[Node]:
-    """List the nodes of a graph and of all graphs within it; of a node, itself."""
+    """List the nodes of a graph and of all graphs nested in it, or a single node itself."""
     return graph._get_all_nodes() if isinstance(graph, Workflow) else (graph,)
 
 
@@ -111,25 +111,26 @@ def label_nodes(
     step: str | None = None,
     fatal: bool | None = None,
 ) -> None:
-    """Let nodes say what they are; what a node says already, of a graph within, it keeps.
+    """Add labels to nodes; labels that a node has already, as part of a nested graph, are kept.
 
-    These are attributes of nodes and no inputs: results do not depend on them.
+    Labels are attributes of nodes rather than inputs, so that results do not depend on them.
 
     Parameters
     ----------
     graph : Workflow or Node
-        Its nodes, or a single one.
+        Graph whose nodes are labelled, or a single node.
     owner : str
-        Whose failure it is: label of a participant, row of Table 1, or training set.
+        Unit that fails with the node: label of a participant, row of Table 1, or training set.
     label : str
-        Whom sentences on its failure name first; "" for nobody.
+        Name at the beginning of sentences about a failure; "" for none.
     part : str
-        What is lost with it, and is followed as one: graph of a visit, row, training set, or image
-        that is stored.
+        Part of the run that the node belongs to, whose progress is shown: graph of a visit, row,
+        training set, or stored image.
     step : str
-        What it does, for people who follow the run; "" if they need not know.
+        Description of the step for display; "" if it is not shown.
     fatal : bool
-        Whether its owner is left without the results that matter; so it is if nothing else is said.
+        True, which is the default in a run, if a failure leaves the owner without essential
+        results.
     """
     attributes = {"owner": owner, "label": label, "part": part, "step": step, "fatal": fatal}
     for node in nodes_of(graph):
@@ -139,7 +140,7 @@ def label_nodes(
 
 
 def save_node(output: Output, name: str) -> Node:
-    """Make the node that puts a result, its ``in_file``, and its sidecar in their place."""
+    """Create the node that saves a result, its ``in_file``, and its sidecar."""
     path, sidecar = output
     save = SaveDerivative(
         out_file=str(path), sidecar_file=str(sidecar_path(path)), sidecar=dict(sidecar)
@@ -148,7 +149,7 @@ def save_node(output: Output, name: str) -> Node:
 
 
 def save_all_node(outputs: Sequence[Output], name: str) -> Node:
-    """Make the node that puts several results, its ``in_files``, in their places."""
+    """Create the node that saves several results, its ``in_files``, and their sidecars."""
     save = SaveDerivatives(
         out_files=[str(path) for path, _ in outputs],
         sidecar_files=[str(sidecar_path(path)) for path, _ in outputs],
@@ -158,13 +159,13 @@ def save_all_node(outputs: Sequence[Output], name: str) -> Node:
 
 
 def link(workflow: Workflow, source: Workflow, target: Workflow, **fields: str) -> None:
-    """Connect outputs of a graph to inputs of another: ``input=output``, by their names."""
+    """Connect outputs of a graph to inputs of another, given by name as ``input=output``."""
     doors = [(f"outputnode.{output}", f"inputnode.{into}") for into, output in fields.items()]
     workflow.connect([(source, target, doors)])
 
 
 def quiet(level: int) -> None:
-    """Let nipype's own messages through from this level of :mod:`logging` on."""
+    """Set the :mod:`logging` level of nipype's own messages."""
     for name in ("nipype.workflow", "nipype.interface", "nipype.utils"):
         logging.getLogger(name).setLevel(level)
 
@@ -174,7 +175,7 @@ def _limits() -> dict[str, str]:
 
 
 def _start_worker(cwd: str, level: int, threads: Mapping[str, str]) -> None:
-    """Begin a worker: the server that forked it may be older than the limits of this run."""
+    """Initialize a worker, including thread limits, which may be newer than the fork server."""
     os.environ.update(threads)
     die_before_others()
     multiproc.process_initializer(cwd)
@@ -182,23 +183,23 @@ def _start_worker(cwd: str, level: int, threads: Mapping[str, str]) -> None:
 
 
 def _run_measured(node: Node, updatehash: bool, taskid: int) -> dict:
-    """Run a node as nipype does, and give beside its result what it has used."""
+    """Run a node as nipype does, and add the resources it used to its result."""
     with measured() as used:
         result: dict = multiproc.run_node(node, updatehash, taskid)
     return {**result, "used": used}
 
 
 class _MeasuringPool(ProcessPoolExecutor):
-    """A pool that measures what nodes use."""
+    """Pool that measures the resources used by nodes."""
 
     def submit(self, function, /, *arguments):
-        """Submit a call; if it runs a node, it is measured."""
+        """Submit a call; calls that run a node are measured."""
         called = _run_measured if function is multiproc.run_node else function
         return super().submit(called, *arguments)
 
 
 class _Dependencies(lil_matrix):
-    """Which node waits for which, counted: nipype sums the matrix twenty times a second."""
+    """Matrix of dependencies with cached sums, which nipype requests twenty times per second."""
 
     def __init__(self, matrix: lil_matrix) -> None:
         super().__init__(matrix)
@@ -207,34 +208,35 @@ class _Dependencies(lil_matrix):
         )
 
     def sum(self, axis=None, dtype=None, out=None):
-        """Count what each node still waits for, or sum as any matrix does."""
+        """Return the number of nodes that each node waits for (axis 0), or any other sum."""
         if axis == 0:
             return self.waiting[np.newaxis]
         return super().sum(axis, dtype, out)
 
     def finish(self, node: int) -> None:
-        """Let no node wait for this one any more, before nipype empties its row."""
+        """Update the counts when a node has finished, before nipype clears its row."""
         self.waiting[self.rows[node]] -= 1
 
 
 class SeparatedMultiProcPlugin(MultiProcPlugin):
-    """nipype's MultiProc with a pool of processes for torch and another for all else.
+    """MultiProc plugin of nipype with one pool of processes for torch and another for the rest.
 
-    A killed process does not stall the run: what it ran, and what broke with its pool, is tried
-    once more, each in a pool of one, and reported if that is killed too.
+    A killed process does not stall the run: its node, and the others that fail with its pool, are
+    run once more, each in a pool of one process, and reported if that process is killed too.
 
     Parameters
     ----------
     plugin_args : dict
-        As nipype's.
+        Arguments of nipype's plugin.
     order : sequence of str
-        Parts of the workflow. A node of one runs only where no node of those before it is ready
-        to: with few processes, one part is done before the next begins. Empty: nodes run as they
-        become ready.
+        Parts of the workflow in order of priority. A node runs only if no node of an earlier part
+        is ready, so that with few processes, one part is done before the next begins. If empty,
+        nodes run as they become ready.
     on_finished : callable or None
-        Is told the name of each of these parts when nothing of it is left to do.
+        Callback that receives the name of each of these parts when it is finished.
     on_used : callable or None
-        Is told of each node what it has used, as :func:`bids_app.resources.measured` measures it.
+        Callback that receives each node and the resources it used; see
+        :func:`bids_app.resources.measured`.
     """
 
     def __init__(
@@ -254,7 +256,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         self._idle: tuple[int, int, int] | None = None
         self.depidx: lil_matrix
         self.pool: ProcessPoolExecutor
-        self.pool.shutdown(wait=False)  # nipype's own; nothing has been submitted
+        self.pool.shutdown(wait=False)  # created by nipype, not used
         start_fork_server()
         self._level = logging.getLogger("nipype.workflow").level
         self._pools = {
@@ -280,7 +282,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         self.pool = self._pools[needs_torch]
         try:
             taskid = super()._submit_job(node, updatehash)
-        except (EOFError, OSError):  # the server of processes was killed; all that it forked ends
+        except (EOFError, OSError):  # the fork server was killed, and its workers end with it
             time.sleep(SERVER_GONE)
             self.pool = self._pools[needs_torch] = self._new_pool(self.processors)
             taskid = super()._submit_job(node, updatehash)
@@ -314,7 +316,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
             self._on_used(node, used)
 
     def _place(self, jobid: int) -> int:
-        """Say where in the order a node's part stands; behind it, if it has no place."""
+        """Return the position of a node's part in the order, or the last one if it has none."""
         return self._order.get(self.procs[jobid].part, len(self._order))
 
     def _sort_jobs(self, jobids: Sequence[int], scheduler: str | None = "tsort") -> Sequence[int]:
@@ -324,11 +326,11 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         return self._hold_back(sorted(ready, key=self._place))
 
     def _hold_back(self, ready: Sequence[int]) -> Sequence[int]:
-        """Leave out nodes of later parts where one of an earlier part can run, or waits for room.
+        """Leave out nodes of later parts if one of an earlier part can run, or waits for resources.
 
-        What was run before, or runs in this process, is done at once, and what follows it is ready
-        at the next look only: else nodes of later parts would take its room in between. Nodes of
-        later parts may run beside one that waits for the GPU.
+        Cached nodes, and nodes that run in this process, finish at once, but their successors are
+        found ready only at the next poll; nodes of later parts would take their resources in
+        between. Nodes of later parts may run beside one that waits for the GPU.
         """
         gpus = self._check_resources(self.pending_tasks)[2]
         for number, jobid in enumerate(ready):
@@ -342,9 +344,9 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         return ready
 
     def _send_procs_to_workers(self, updatehash: bool = False, graph: object = None) -> None:
-        """Look for nodes that can run, if anything has changed since none was found.
+        """Submit nodes that are ready, unless nothing has changed since none was found.
 
-        nipype does so twenty times a second, and collects garbage each time.
+        Otherwise, nipype searches twenty times per second, and collects garbage each time.
         """
         before = self._progress()
         if before != self._idle:
@@ -360,7 +362,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         self.depidx = _Dependencies(self.depidx)
 
     def _task_finished_cb(self, jobid: int, cached: bool = False) -> None:
-        if isinstance(self.depidx, _Dependencies):  # nipype's own after a MapNode was expanded
+        if isinstance(self.depidx, _Dependencies):  # nipype replaces it when it expands a MapNode
             self.depidx.finish(jobid)
         super()._task_finished_cb(jobid, cached)
         self._report_finished(self.procs[jobid].part)
@@ -371,10 +373,10 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
         return removed
 
     def _report_finished(self, name: str) -> None:
-        """Tell of a part once all its nodes have run, or failed, or cannot run."""
+        """Report a part once all its nodes have run, have failed, or cannot run."""
         if self._on_finished is None or name in self._finished or name not in self._order:
             return
-        if self._counted != len(self.procs):  # at first, and when a MapNode was expanded
+        if self._counted != len(self.procs):  # the first time, and after a MapNode was expanded
             self._counted = len(self.procs)
             members = defaultdict(list)
             for jobid, node in enumerate(self.procs):
@@ -386,9 +388,9 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
             self._on_finished(name)
 
     def _prerun_check(self, graph: Iterable[Node]) -> None:
-        """Let a worker of each pool import what its nodes need while the first ones run."""
+        """Have a worker of each pool import the modules its nodes need while the first ones run."""
         super()._prerun_check(graph)
-        gc.freeze()  # nipype collects garbage at each look: not of all imports, nor of these nodes
+        gc.freeze()  # exempts modules and nodes from nipype's frequent garbage collection
         needed: dict[str, bool] = {}
         for node in graph:
             engine: str | None = getattr(node.interface, "engine", None)
@@ -398,7 +400,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
             self._pools[needs_torch].submit(import_module, engine)
 
     def close(self) -> None:
-        """End all processes; what they have not begun is dropped."""
+        """End all processes, and cancel nodes that have not started."""
         gc.unfreeze()
         for pool in (*self._pools.values(), *self._alone.values()):
             pool.shutdown(cancel_futures=True)
@@ -408,7 +410,7 @@ class SeparatedMultiProcPlugin(MultiProcPlugin):
 
 
 def _explain(name: str, text: str, file: Path) -> tuple[str, int]:
-    """Give the sentence and the exit code for the traceback of a node."""
+    """Derive the sentence and the exit code from the traceback of a node."""
     summaries = SUMMARY.findall(text)
     if summaries:
         kind, sentence = summaries[-1]
@@ -423,12 +425,12 @@ def _explain(name: str, text: str, file: Path) -> tuple[str, int]:
 
 
 def _read_crash(file: Path, failed: Mapping[str, Node]) -> Crash:
-    """Read the file that nipype wrote of one of the nodes that failed, given by full name."""
+    """Read nipype's crash file of a node; ``failed`` maps full names to the nodes that failed."""
     text = file.read_text(errors="replace")
     name = text.partition("\n")[0].removeprefix("Node: ").strip()
     crash = Crash(name, *_explain(name, text, file), file)
     node = failed.get(name)
-    if node is None:  # a disk was so full that the file is empty
+    if node is None:  # the file is empty because the disk was full
         return crash
     return replace(crash, owner=node.owner, label=node.label, part=node.part, fatal=node.fatal)
 
@@ -443,7 +445,7 @@ def _collect(folder: Path, logs: Path, failed: Mapping[str, Node]) -> list[Crash
 
 
 def _remove_stale_locks(workflow: Workflow) -> None:
-    """Remove locks that a killed run left on results of the same nodes."""
+    """Remove locks that a killed run left for the same nodes."""
     for member in workflow._graph.nodes():
         folder = Path(workflow.base_dir) / workflow.name / member.name
         for lock in folder.rglob("*.lock"):
@@ -464,12 +466,12 @@ def _run_by_multiproc(
     on_finished: Callable[[str], None],
     on_used: UsedCallback | None,
 ) -> None:
-    """Run a graph by :class:`SeparatedMultiProcPlugin`: nipype's own mixes ITK and torch."""
+    """Run a graph by :class:`SeparatedMultiProcPlugin`, as nipype's own would mix ITK and torch."""
     arguments = {
         "n_procs": resources.nprocs,
         "memory_gb": resources.mem_gb,
         "raise_insufficient": False,
-        "n_gpu_procs": 1,  # all nodes that want a GPU want the same one
+        "n_gpu_procs": 1,  # all nodes that use a GPU use the same one
         "mp_context": "forkserver",
         "status_callback": on_status,
     }
@@ -481,7 +483,7 @@ def _run_by_multiproc(
 def _run_by_plugin(
     workflow: Workflow, plugin: Mapping[str, object], on_status: StatusCallback
 ) -> None:
-    """Run a graph by another plugin than MultiProc."""
+    """Run a graph by a plugin other than MultiProc."""
     name = str(plugin["plugin"])
     arguments = _arguments_of(plugin)
     workflow.config["execution"] |= {
@@ -496,7 +498,7 @@ def _run_by_plugin(
 
 
 def _make_ready(workflow: Workflow, crashes: Path, *, stop_on_first_crash: bool) -> None:
-    """Tell nipype how to run; ``crashes`` is where it writes tracebacks."""
+    """Configure nipype for a run; ``crashes`` is the folder for its tracebacks."""
     crashes.mkdir(parents=True)
     _remove_stale_locks(workflow)
     label_nodes(workflow, owner="", label="", part="", step="", fatal=True)
@@ -507,7 +509,7 @@ def _make_ready(workflow: Workflow, crashes: Path, *, stop_on_first_crash: bool)
         "poll_sleep_duration": 0.05,
         "create_report": False,
         "remove_unnecessary_outputs": False,
-        "hash_method": "content",  # a copied dataset, or a template written anew, is the same
+        "hash_method": "content",  # so that a copied dataset, or a rewritten template, is unchanged
     }
     nipype.config.update_config({"execution": {"check_version": "false"}})
 
@@ -534,30 +536,35 @@ def run_graph(
     Parameters
     ----------
     workflow : Workflow
-        With a ``base_dir``.
+        Workflow with a ``base_dir``.
     resources : Resources
-        What it may use of this machine.
+        Resources of this machine that it may use.
     plugin : mapping or None
         ``plugin`` and ``plugin_args`` of nipype, to run elsewhere; None for this machine.
     logs : Path
-        Where tracebacks go, as ``crash-*``.
+        Folder for tracebacks, as ``crash-*``.
     stop_on_first_crash : bool
-        Do not go on with other participants.
+        If True, the run stops at the first failure.
     on_status : callable
-        Is told of each node: (node, "start"), (node, "end") or (node, "exception").
+        Callback for each node: (node, "start"), (node, "end") or (node, "exception").
     on_finished : callable or None
-        Is told of each part of the graph when nothing of it is left to do: its name, and what has
-        failed so far, of all parts. If given, each is done before the next begins, as far as
-        processes do not lie idle. Not on other plugins.
+        Callback for each finished part of the graph: its name, and all failures of any part so far.
+        If given, each part is done before the next begins, as long as no process is idle. Not used
+        by other plugins.
     on_used : callable or None
-        Is told of each node that has run what it has used, as
-        :func:`bids_app.resources.measured` measures it. Not on other plugins, nor of a node whose
-        process was killed.
+        Callback for each node that has run: the node and the resources it used, see
+        :func:`bids_app.resources.measured`. Not used by other plugins, nor for nodes whose process
+        was killed.
 
     Returns
     -------
     list of Crash
-        One a node that failed; empty if all went well.
+        One entry per failed node; empty if there is none.
+
+    Raises
+    ------
+    Mri2petError
+        If the run stops without a failed node.
     """
     base = Path(workflow.base_dir)
     crash_folder = base / f"crashes-{uuid4().hex}"
@@ -598,18 +605,18 @@ def run_graph(
 
 
 PLUGINS = "nipype.pipeline.plugins"
-POLLING = 2.0  # s between two looks at the queue: each asks its server about each job
-WAITING = 20.0  # s for the result of a job that has left the queue, while a shared disk settles
+POLLING = 2.0  # s between polls, each of which queries the server of the queue for each job
+WAITING = 20.0  # s for the result of a finished job to appear on a shared disk
 LOG_LINES = 200
 SUBMITTING = {"SLURM": "sbatch", "SGE": "qsub", "PBS": "qsub", "LSF": "bsub", "OAR": "oarsub"}
-GPU_OPTION = re.compile(r"--(gres|gpus)|-G\b")  # sbatch's ways to ask for a GPU
+GPU_OPTION = re.compile(r"--(gres|gpus)|-G\b")  # options of sbatch that request a GPU
 CANCEL = {"SLURM": "scancel", "SGE": "qdel", "PBS": "qdel", "LSF": "bkill", "OAR": "oardel"}
 CANCELLING = 2.0  # s, of the 5 s that a run has to end; our choice
-OWN_MEMORY = 1.0  # GiB that Python and its libraries take in a job of their own; seen: 0.25 to 0.7
+OWN_MEMORY = 1.0  # GiB for Python and its libraries in a job; 0.25 to 0.7 were observed
 
 
 class _LostJobs:
-    """Mixed into a plugin of nipype: a job that ended without a result is told in a sentence."""
+    """Mixin for plugins of nipype that explains a job without a result in a sentence."""
 
     _batch_jobs: dict[int, tuple[str, Path]]
 
@@ -622,12 +629,12 @@ class _LostJobs:
         result: dict | None = super()._get_result(taskid)  # type: ignore[misc]  # nipype's
         if result is None or not isinstance(result["traceback"], str):
             return result
-        name, folder = self._batch_jobs[taskid]  # nipype would choke on what it made itself
+        name, folder = self._batch_jobs[taskid]  # nipype expects a list, but returned a string
         return {**result, "traceback": [f"{_sentence(taskid, name, folder)}\n"]}
 
 
 def _sentence(taskid: int, name: str, folder: Path) -> str:
-    """Say that a job is gone, and the last that its log has."""
+    """Describe a job that ended without a result, with the last error in its log."""
     lines: list[str] = []
     for log in folder.glob(f"*{taskid}*.out"):
         lines += log.read_text(errors="replace").split("\n")[-LOG_LINES:]
@@ -652,13 +659,13 @@ def _class_of(name: str) -> type[PluginBase]:
 
 
 def refuse_plugin(name: str) -> None:
-    """Refuse a plugin that a run could not use, before it begins.
+    """Check, before a run begins, that it can use a plugin.
 
     Raises
     ------
     UsageError
-        If there is no such plugin, it does not wait for its jobs, or the command by which it
-        submits them is not on this machine.
+        If there is no such plugin, if it does not wait for its jobs, or if its command for
+        submitting them is not installed.
     """
     _class_of(name)
     command = SUBMITTING.get(name)
@@ -670,19 +677,19 @@ def refuse_plugin(name: str) -> None:
 
 
 def make_plugin(name: str, arguments: Mapping[str, object]) -> PluginBase:
-    """Make a plugin of nipype.
+    """Create a plugin of nipype.
 
     Parameters
     ----------
     name : str
-        As ``plugin`` of the file of ``--use-plugin``: SLURM, SGE, PBS, LSF, OAR, Condor, …
+        ``plugin`` in the file of ``--use-plugin``: SLURM, SGE, PBS, LSF, OAR, Condor, …
     arguments : mapping
-        Its ``plugin_args``.
+        ``plugin_args`` of the plugin.
 
     Raises
     ------
     UsageError
-        If there is no such plugin, or it does not wait for its jobs.
+        If there is no such plugin, or if it does not wait for its jobs.
     """
     kind = _class_of(name)
     if not issubclass(kind, SGELikeBatchManagerBase):
@@ -693,16 +700,16 @@ def make_plugin(name: str, arguments: Mapping[str, object]) -> PluginBase:
 
 
 def cancel_jobs(plugin: PluginBase, name: str) -> None:
-    """Cancel the jobs that are waiting or running, since nobody will see to their results.
+    """Cancel the jobs that are waiting or running.
 
-    They would go on beside those of the next run, in the same folders.
+    Otherwise, they would continue beside those of the next run, in the same folders.
 
     Parameters
     ----------
     plugin : PluginBase
-        As :func:`make_plugin` makes it.
+        Plugin created by :func:`make_plugin`.
     name : str
-        Of the plugin; jobs of queues without a command in ``CANCEL`` go on.
+        Name of the plugin; jobs of queues without a command in ``CANCEL`` continue.
     """
     jobs = [str(taskid) for taskid in getattr(plugin, "_pending", ())]
     if jobs and name in CANCEL:
@@ -713,16 +720,16 @@ def cancel_jobs(plugin: PluginBase, name: str) -> None:
 
 
 def ask_for_needs(workflow: Workflow, name: str, arguments: Mapping[str, object]) -> None:
-    """Have SLURM give each node the CPUs, memory and GPU it needs, where the file does not say.
+    """Request from SLURM the CPUs, memory and GPU of each node, unless the plugin file sets them.
 
     Parameters
     ----------
     workflow : Workflow
-        Its nodes get ``plugin_args``.
+        Workflow whose nodes receive ``plugin_args``.
     name : str
-        Of the plugin.
+        Name of the plugin.
     arguments : mapping
-        Its ``plugin_args``.
+        ``plugin_args`` of the plugin.
     """
     if name != "SLURM":
         return
@@ -739,7 +746,7 @@ def ask_for_needs(workflow: Workflow, name: str, arguments: Mapping[str, object]
 
 
 def name_user(environment: MutableMapping[str, str]) -> None:
-    """Set LOGNAME, which nipype wants for the names of jobs; accounts without a name lack it."""
+    """Set LOGNAME, which nipype requires for the names of jobs, if the account has none."""
     if not environment.get("LOGNAME"):
         try:
             environment["LOGNAME"] = getpass.getuser()

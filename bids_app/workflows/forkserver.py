@@ -1,4 +1,4 @@
-"""Ties the fork server to the run, and what it forks to itself. The server alone imports this."""
+"""Setup of the fork server, which alone imports this: it and its workers end with the run."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from bids_app.lifeline import OWNER, die_with_parent
 
 
 def tie_forks() -> None:
-    """Have every process that this one forks end with it, from its first moment on."""
+    """Make every process forked by this one end with it, from the moment it starts."""
     server = os.getpid()
     forking = [server]
 
@@ -15,7 +15,7 @@ def tie_forks() -> None:
         forking[:] = [os.getpid()]
 
     def tie() -> None:
-        if forking == [server]:  # what a worker forks is that worker's business
+        if forking == [server]:  # not for processes that a worker forks
             die_with_parent(server)
 
     os.register_at_fork(before=note, after_in_child=tie)

@@ -1,6 +1,6 @@
-"""One visit from raw images to derivatives: MNI-registered T1w and PET, and a synthetic PET.
+"""Workflows for one visit, from raw images to MNI-registered T1w and PET and a synthetic PET.
 
-Where results go, and what is told of them, comes from outside as an ``Output``.
+Paths and sidecars of results are passed in as an ``Output``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,20 +25,20 @@ from bids_app.workflows.synthesis import (
 
 @dataclass(frozen=True)
 class PetPlan:
-    """A PET image, and where its results go.
+    """PET image, and the destinations of its results.
 
     Parameters
     ----------
     pet : Path
-        As it was acquired, or as another app has made it.
+        PET as acquired, or as preprocessed by another app.
     durations : tuple of float
-        Of its frames, in s.
+        Durations of its frames, in s.
     outputs : mapping
-        By the names of the outputs of :func:`init_pet_wf`.
+        Destinations by the names of the outputs of :func:`init_pet_wf`.
     orientation : str
-        Axis code that is vouched for where its header has none.
+        Axis code that the user asserts because the header has none; otherwise empty.
     derived : Derived or None
-        What that app has made of it.
+        Results of another app for it, if any.
     """
 
     pet: Path
@@ -51,7 +51,7 @@ class PetPlan:
 def _save_all(
     workflow: Workflow, source: Workflow, outputs: Mapping[str, Output], prefix: str
 ) -> None:
-    """Connect each output of a workflow, and what was measured of it, to a node that saves it."""
+    """Connect each output of a workflow, and its measures, to a node that saves it."""
     fields = source.get_node("outputnode").interface._fields
     for field, output in outputs.items():
         save = save_node(output, f"{prefix}{field}")
@@ -70,44 +70,44 @@ def init_preprocessing_wf(
     derived: Derived | None = None,
     name: str = "preprocessing_wf",
 ) -> Workflow:
-    """Bring the T1w of a visit, and its PET images, into MNI space, and save all of it.
+    """Register the T1w of a visit, and its PET images, to MNI space, and save all results.
 
     Parameters
     ----------
     t1w : Path
-        As it was acquired, or as another app has made it.
+        T1w as acquired, or as preprocessed by another app.
     outputs : mapping
-        Where results of the T1w go, by the names of the outputs of :func:`init_anatomical_wf`.
+        Destinations of the T1w's results, by the names of the outputs of
+        :func:`init_anatomical_wf`.
     pets : sequence of PetPlan
-        None, one or several.
+        PET images of the visit; may be empty.
     options : Preprocessing
-        Targets, and parameters.
+        Targets and parameters.
     orientation : str
-        Axis code of the T1w that is vouched for where its header has none.
+        Axis code that the user asserts because the T1w's header has none; otherwise empty.
     derived : Derived or None
-        What that app has made of the T1w.
+        Results of another app for the T1w, if any.
 
     Outputs
     -------
     t1w_in_template
-        T1w in [0, 1] on the grid of the outputs, brain only; none if its registration failed.
+        T1w in [0, 1] on the grid of the outputs, brain only; undefined if its registration failed.
     brain_mask_in_template
-        The brain on that grid.
+        Brain mask on that grid.
     pet_in_template
-        The first PET in [0, 1] on that grid; nothing if there is none, or if its registration
-        failed.
+        First PET in [0, 1] on that grid; undefined if there is none, or if its registration failed.
     coverage_in_template
-        The brain that this PET covers.
+        Part of the brain that this PET covers.
     t1w
         T1w on its own grid.
     brain_mask
-        The brain on that grid.
+        Brain mask on that grid.
     template_to_t1w
-        Transform, ITK's HDF5.
+        Composite transform in ITK's HDF5 format.
     pet_in_t1w
-        The first PET on the grid of the T1w, in its own unit, trusted or not.
+        First PET on the grid of the T1w, in its own unit, even if its registration failed.
     coverage_in_t1w
-        What it covers of that grid.
+        Mask of the voxels that it covers on that grid.
     """
     workflow = Workflow(name)
     fields = ["t1w_in_template", "brain_mask_in_template", "pet_in_template"]
@@ -154,7 +154,7 @@ def init_preprocessing_wf(
         trust = _trust(
             workflow, pet, "in_template", "to_t1w_measured", prefix=prefix, source=plan.pet
         )
-        for optional in (pet, trust):  # without a PET, a visit still has results
+        for optional in (pet, trust):  # a visit has results without a PET, too
             label_nodes(optional, fatal=False)
         if number == 0:
             cover = "coverage_in_template"
@@ -172,7 +172,7 @@ def init_preprocessing_wf(
 def _trust(
     workflow: Workflow, graph: Workflow, image: str, measured: str, *, prefix: str, source: Path
 ) -> Node:
-    """Hand on what a graph has registered, unless that failed; the names are of its outputs."""
+    """Add a node that passes on a registered image of a graph unless its registration failed."""
     refuse = RefuseFailed(source=str(source))
     trust = Node(refuse, name=f"{prefix}verdict", run_without_submitting=True)
     doors = [(f"outputnode.{image}", "image"), (f"outputnode.{measured}", "measured")]
@@ -191,16 +191,16 @@ def init_participant_wf(
     synthesis: SynthesisPlan,
     name: str = "participant_wf",
 ) -> Workflow:
-    """Take a visit from raw images to MNI space and a synthetic PET.
+    """Preprocess a visit and predict its PET.
 
-    Where there is a real PET, the synthetic one is measured against the first of them.
+    If there are real PET, the synthetic one is compared with the first of them.
 
     Parameters
     ----------
     t1w, outputs, pets, options, orientation, derived
-        As :func:`init_preprocessing_wf`.
+        See :func:`init_preprocessing_wf`.
     synthesis : SynthesisPlan
-        Generator and destination.
+        Generator and destinations.
     """
     preprocessing = init_preprocessing_wf(
         t1w=t1w,
@@ -256,7 +256,7 @@ def init_participant_wf(
 
 
 def _regions_of(synthesis: SynthesisPlan) -> list[tuple[Output, Path]]:
-    """Give where the table of regions goes, and the atlas, if there is one."""
+    """Return the destination of the table of regions and the atlas, or nothing without an atlas."""
     if synthesis.regions is None or synthesis.atlas is None:
         return []
     return [(synthesis.regions, synthesis.atlas)]
@@ -280,19 +280,19 @@ def init_synthesis_from_disk_wf(
     Parameters
     ----------
     t1w, brain_mask : Path
-        T1w in [0, 1], and the brain, on the generator's grid.
+        T1w in [0, 1] and brain mask, on the generator's grid.
     own_t1w, template_to_t1w : Path
         T1w on its own grid, and the transform to it.
     pets : sequence of Path
-        Real PET in [0, 1] on that grid; the synthetic one is measured against the first.
+        Real PET in [0, 1] on the generator's grid; the synthetic one is compared with the first.
     synthesis : SynthesisPlan
-        Generator and destination.
+        Generator and destinations.
     omp_nthreads : int
-        Threads that torch may use.
+        Number of threads that torch may use.
     coverage : Path, optional
-        What the first of the real PETs covers; all by default.
+        Part of the brain that the first real PET covers; all by default.
     in_t1w : mapping, optional
-        ``real``, ``brain_mask`` and ``coverage`` on the grid of the T1w, of that PET.
+        Paths of ``real``, ``brain_mask`` and ``coverage`` of that PET, on the grid of the T1w.
     """
     synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=omp_nthreads)
     synthesizing.inputs.inputnode.t1w = str(t1w)

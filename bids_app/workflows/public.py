@@ -1,4 +1,4 @@
-"""Workflows for other people's pipelines: what goes in and comes out are doors of theirs."""
+"""Public workflows, for use in other pipelines through their input and output nodes."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from bids_app.templates import OWN, REGISTRATION_RESOLUTION, prepare
 from bids_app.workflows.registration import Preprocessing, init_anatomical_wf
 from bids_app.workflows.synthesis import carry_node
 
-BOX = (-78.0, -112.0, -50.0, 78.0, 76.0, 85.0)  # mm; of the paper's volume (section 3.1)
-COARSE = 4.0  # mm, of the template that T1w are registered to, to try things out
+BOX = (-78.0, -112.0, -50.0, 78.0, 76.0, 85.0)  # mm; volume of the paper (section 3.1)
+COARSE = 4.0  # mm, resolution of the template for quick registration
 
 
 def init_synthesis_wf(
@@ -27,30 +27,31 @@ def init_synthesis_wf(
     omp_nthreads: int = 1,
     name: str = "synthesis_wf",
 ) -> Workflow:
-    """Predict the FDG PET of a T1w that lies in MNI space.
+    """Predict an FDG PET from a T1w in MNI space.
 
     Parameters
     ----------
     generator : path-like
-        Folder of a generator, or ``default``, the demonstration that comes with the app.
+        Folder of a generator, or ``default``, the demonstration generator of the app.
     fwhm : float
         Smoothing of the result, in mm.
     device : str
-        A torch device.
+        Torch device.
     omp_nthreads : int
-        Threads that torch may use.
+        Number of threads that torch may use.
 
     Inputs
     ------
     t1w
-        T1w in [0, 1] on the generator's grid (a tissue model's: any of its space), brain only.
+        T1w in [0, 1] on the generator's grid, brain only; for a tissue model, on any grid in its
+        space.
     brain_mask
-        The brain on that grid.
+        Brain mask on that grid.
 
     Outputs
     -------
     pet
-        The synthetic PET in [0, 1]; its header says SYNTHETIC.
+        Synthetic PET in [0, 1]; its header says SYNTHETIC.
     """
     folder = find_generator(str(generator), Path(), sloppy=False)
     card = read_card(folder)
@@ -91,50 +92,50 @@ def init_participant_wf(
     omp_nthreads: int = 1,
     name: str = "mri2pet_wf",
 ) -> Workflow:
-    """Bring a T1w into MNI space and predict its FDG PET, there and on its own grid.
+    """Register a T1w to MNI space and predict its FDG PET, there and on its own grid.
 
     Parameters
     ----------
     template_dir : path-like
-        Gets the template on the grids that are needed, when the workflow is built.
+        Folder for the template on the required grids, written when the workflow is built.
     template : str
-        As TemplateFlow spells it; the default comes with nilearn.
+        Name of the template in TemplateFlow; the default is included in nilearn.
     resolution : float
         Voxel size of the results in template space, in mm.
     generator : path-like
-        As :func:`init_synthesis_wf` has it.
+        Generator; see :func:`init_synthesis_wf`.
     skull_strip : {"auto", "force", "skip"}
-        Whether deepbet looks for the brain.
+        Use of deepbet for brain extraction; ``auto`` skips it for stripped T1w.
     quick : bool
-        Coarse registration, to try things out.
+        If True, registration is coarse, for testing only.
     seed : int
-        Of the voxels that are drawn to compare brains.
+        Seed for sampling voxels in registration.
     omp_nthreads : int
-        Threads for each node that can use them.
+        Number of threads for each node that can use several.
 
     Inputs
     ------
     t1w
-        As acquired, ``.nii`` or ``.nii.gz``.
+        T1w as acquired, ``.nii`` or ``.nii.gz``.
 
     Outputs
     -------
     t1w
         T1w without bias field, on its own grid.
     brain_mask
-        The brain on that grid.
+        Brain mask on that grid.
     t1w_in_template
         T1w in [0, 1] in MNI space, brain only.
     brain_mask_in_template
-        The brain there.
+        Brain mask in MNI space.
     t1w_to_template
-        Composite transform, ITK's HDF5.
+        Composite transform in ITK's HDF5 format.
     template_to_t1w
-        Its inverse.
+        Inverse of that transform.
     synthetic_pet
-        The synthetic PET in [0, 1] in MNI space.
+        Synthetic PET in [0, 1] in MNI space.
     synthetic_pet_in_t1w
-        The same on the grid of the T1w.
+        Synthetic PET on the grid of the T1w.
     """
     grid = grid_of_box(BOX, resolution)
     check_space(read_card(find_generator(str(generator), Path(), sloppy=False)), grid, template)

@@ -1,4 +1,4 @@
-"""T1w and PET on their way into MNI space."""
+"""Workflows that register T1w and PET to MNI space."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from bids_app.interfaces.imaging import (
 from bids_app.visit import Derived
 from bids_app.workflows.execution import label_nodes
 
-SMOOTH = "bSpline"  # cubic; 2 s for a T1w at 1 mm, where a windowed sinc takes 11
+SMOOTH = "bSpline"  # cubic; 2 s for a T1w at 1 mm, while a windowed sinc takes 11 s
 CRISP = "nearestNeighbor"
 BIAS_GRID, QUICK_BIAS_GRID = 4.0, 8.0  # mm; docs/results/registration.md
 LINEAR = "linear"  # no ringing around hot voxels of a PET
@@ -38,27 +38,27 @@ LINEAR = "linear"  # no ringing around hot voxels of a PET
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How T1w and PET are brought into MNI space.
+    """Targets and parameters for registering T1w and PET to MNI space.
 
     Parameters
     ----------
     template : Path
-        The template's brain, to register to.
+        Brain of the template, the target of registration.
     reference, reference_mask : Path
-        The template's brain, and its mask, on the grid of the outputs.
+        Brain of the template and its mask, on the grid of the outputs.
     skull_strip : {"auto", "force", "skip"}
-        Whether deepbet looks for the brain.
+        Use of deepbet for brain extraction; ``auto`` skips it for stripped T1w.
     frames : tuple of int
-        Of a PET, to average, from 0; all if empty.
+        Frames of a PET to average, from 0; all if empty.
     percentile, times_mean : float
-        Of the brain's intensities, the one that becomes 1; in PET the brain's mean times the latter
-        becomes 1 instead, if it is not 0.
+        Percentile of the brain's intensities that is scaled to 1; for PET, the multiple of the
+        brain's mean that is scaled to 1 instead, if it is not 0.
     quick : bool
-        Coarse registration, for trying things out.
+        If True, registration is coarse, for testing only.
     seed : int
-        Of the voxels that are drawn to compare brains.
+        Seed for sampling voxels in registration.
     omp_nthreads : int
-        Threads for each node that can use them.
+        Number of threads for each node that can use several.
     """
 
     template: Path
@@ -74,7 +74,7 @@ class Preprocessing:
 
 
 def _brain_nodes(options: Preprocessing, derived: Derived | None) -> tuple[Node, Node]:
-    """Give the nodes that find the brain of a T1w and its bias field, or have it from elsewhere."""
+    """Create the nodes for brain and bias field, or those that use another app's results."""
     take_t1w = Node(IdentityInterface(["t1w", "mask"]), name="take_t1w")
     if derived is not None and derived.brain_mask is not None:
         take = TakeBrain(
@@ -103,7 +103,7 @@ def _brain_nodes(options: Preprocessing, derived: Derived | None) -> tuple[Node,
 
 
 def _to_template_node(options: Preprocessing, derived: Derived | None) -> Node:
-    """Give the node that registers a T1w to the template, or has the transforms from elsewhere."""
+    """Create the node that registers a T1w to the template, or uses another app's transforms."""
     template = str(options.template)
     if derived is not None and derived.is_registered:
         take = TakeTransforms(template=template)
@@ -121,7 +121,7 @@ def _to_template_node(options: Preprocessing, derived: Derived | None) -> Node:
 
 
 def _to_t1w_node(options: Preprocessing, derived: Derived | None) -> Node:
-    """Give the node that registers a PET to its T1w, or has the transform from elsewhere."""
+    """Create the node that registers a PET to its T1w, or uses another app's transform."""
     if derived is not None:
         take = TakePET(quick=options.quick, taken_from=derived.app)
         if derived.forward is not None:
@@ -144,40 +144,40 @@ def init_anatomical_wf(
     derived: Derived | None = None,
     name: str = "anatomical_wf",
 ) -> Workflow:
-    """Bring a T1w into MNI space: brain, bias field, registration, scaling.
+    """Register a T1w to MNI space: brain extraction, bias field, registration, scaling.
 
     Parameters
     ----------
     options : Preprocessing
-        Targets, and parameters.
+        Targets and parameters.
     orientation : str
-        Axis code that is vouched for where the T1w's header has none.
+        Axis code that the user asserts because the T1w's header has none; otherwise empty.
     derived : Derived or None
-        What another app has made of the T1w, and is used instead of computing it.
+        Results of another app for the T1w, used instead of computing them.
 
     Inputs
     ------
     t1w
-        As it was acquired, or as that app has made it.
+        T1w as acquired, or as preprocessed by another app.
 
     Outputs
     -------
     t1w
-        T1w without bias field, on its own grid; ``t1w_measured`` goes into its sidecar.
+        T1w without bias field, on its own grid; ``t1w_measured`` belongs in its sidecar.
     t1w_measured
-        How the brain was found, and notes on how the T1w was read.
+        Method of brain extraction, and notes on how the T1w was read.
     brain_mask
-        The brain on that grid.
+        Brain mask on that grid.
     t1w_in_template
         T1w in [0, 1] on the grid of the outputs, brain only.
     t1w_in_template_measured
         Quality of the registration, and scaling.
     brain_mask_in_template
-        The brain on that grid.
+        Brain mask on that grid.
     t1w_to_template
-        Composite transform, ITK's HDF5.
+        Composite transform in ITK's HDF5 format.
     template_to_t1w
-        Its inverse.
+        Inverse of that transform.
     """
     inputnode = Node(IdentityInterface(["t1w"]), name="inputnode")
     read = Node(ReadT1w(orientation=orientation), name="read", mem_gb=1)
@@ -265,58 +265,57 @@ def init_pet_wf(
     derived: Derived | None = None,
     name: str = "pet_wf",
 ) -> Workflow:
-    """Carry a PET image into MNI space by way of its participant's T1w.
+    """Register a PET image to MNI space through its participant's T1w.
 
-    The PET moves rigidly onto the T1w, and from there along the T1w's own path to MNI. It is
-    resampled once for each grid, and its field of view with it.
+    The PET is registered rigidly to the T1w, and then transformed to MNI space like the T1w. The
+    PET and its field of view are resampled once per grid.
 
     Parameters
     ----------
     pet : Path
-        As it was acquired, or as another app has made it: one volume, or frames.
+        PET as acquired, or as preprocessed by another app: one volume, or frames.
     orientation : str
-        Axis code that is vouched for where its header has none.
+        Axis code that the user asserts because the header has none; otherwise empty.
     durations : tuple of float
-        Of the frames, in s; empty if there is one volume.
+        Durations of the frames, in s; empty if there is one volume.
     options : Preprocessing
-        Targets, and parameters.
+        Targets and parameters.
     derived : Derived or None
-        What that app has made of the PET.
+        Results of another app for the PET, if any.
 
     Inputs
     ------
     t1w
         T1w of the same participant, without bias field, on its own grid.
     brain_mask
-        The brain on that grid.
+        Brain mask on that grid.
     brain_mask_in_template
-        The brain on the grid of the outputs.
+        Brain mask on the grid of the outputs.
     t1w_to_template
-        Composite transform, ITK's HDF5.
+        Composite transform in ITK's HDF5 format.
     t1w_in_template_measured
-        Quality of that transform, among others.
+        Measures of the T1w, including the quality of that transform.
 
     Outputs
     -------
     in_t1w
-        The PET on the grid of the T1w, in its own unit.
+        PET on the grid of the T1w, in its own unit.
     in_t1w_measured
-        Which frames were averaged, notes on how the PET was read, and which part of the brain is
-        covered.
+        Averaged frames, notes on how the PET was read, and the covered part of the brain.
     coverage_in_t1w
-        What the PET covers, on that grid.
+        Mask of the voxels that the PET covers, on that grid.
     coverage_in_t1w_measured
-        Which part of the brain that is.
+        Covered part of the brain.
     in_template
-        The PET in [0, 1] on the grid of the outputs, brain only.
+        PET in [0, 1] on the grid of the outputs, brain only.
     in_template_measured
-        Quality of the registration, scaling, frames, and which part of the brain is covered.
+        Quality of the registration, scaling, frames, and the covered part of the brain.
     coverage_in_template
-        The brain that the PET covers, on that grid.
+        Mask of the brain that the PET covers, on that grid.
     coverage_in_template_measured
-        Which part of the brain that is.
+        Covered part of the brain.
     to_t1w
-        Rigid transform from PET to T1w, ITK's text format.
+        Rigid transform from PET to T1w, in ITK's text format.
     to_t1w_measured
         Quality of the registration.
     """
