@@ -1,6 +1,6 @@
-"""Copy reports of the demo into docs/example, without links and paths that lead out of it.
+"""Copy reports of the demo to docs/example, without links and paths that point outside.
 
-make docs-example, or python docs/example.py demo/out
+Usage: ``make docs-example`` or ``python docs/example.py demo/out``.
 """
 
 import re
@@ -18,9 +18,10 @@ def copy_pages(output_dir: Path, folder: Path) -> None:
     Parameters
     ----------
     output_dir : Path
-        ``demo/out``: the derivative dataset that ``make demo`` has written.
+        Derivative dataset written by ``make demo``: ``demo/out``.
     folder : Path
-        Gets the pages; links to others are left out, and paths begin with ``demo``.
+        Folder for the pages, in which links to other pages are removed, and paths begin with
+        ``demo``.
     """
     folder.mkdir(exist_ok=True)
     demo = output_dir.resolve().parent

@@ -1,6 +1,6 @@
-"""Write the pages of the documentation that say what the code says: options, errors, outputs.
+"""Write the pages of the documentation that are generated from the code: options, errors, outputs.
 
-python docs/reference.py
+Usage: ``python docs/reference.py``.
 """
 
 import argparse
@@ -23,21 +23,21 @@ from bids_app.visit import Scan, Visit
 DOCS = Path(__file__).parent
 CODE = DOCS.parent / "bids_app"
 MADE = "<!-- Written by docs/reference.py from the code: change that, and run it again. -->\n\n"
-FEWEST_LETTERS = 8  # of a sentence; what is less is another error's sentence, passed on
+FEWEST_LETTERS = 8  # in a sentence; shorter ones only pass on the sentence of another error
 
 
 def row(*cells: str) -> str:
-    """Write a row of a table."""
+    """Format a row of a table."""
     return f"| {' | '.join(cells)} |\n"
 
 
 def table(*heads: str, rows: Iterable[tuple[str, ...]]) -> str:
-    """Write a table."""
+    """Format a table."""
     return "\n" + row(*heads) + "|" + "---|" * len(heads) + "\n" + "".join(row(*r) for r in rows)
 
 
 def plain(text: str) -> str:
-    r"""Write text so that Markdown takes it for nothing else.
+    r"""Escape the special characters of Markdown in a text.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def plain(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Write text as code, in a cell of a table."""
+    """Format text as code for a cell of a table."""
     return "`" + text.replace("|", "\\|") + "`"
 
 
@@ -57,7 +57,7 @@ def code(text: str) -> str:
 
 
 def values_of(action: argparse.Action) -> str:
-    """Say how the values of an argument are written."""
+    """Describe how the values of an argument are written."""
     named = action.metavar
     if action.choices is not None and named is None:
         named = "{" + ",".join(map(str, action.choices)) + "}"
@@ -71,7 +71,7 @@ def values_of(action: argparse.Action) -> str:
 
 
 def spelling_of(action: argparse.Action) -> str:
-    """Say how an argument is written; spellings with ``_`` are not told."""
+    """Describe how an argument is written, without its spelling with ``_``."""
     flags = [flag for flag in action.option_strings if "_" not in flag]
     if not flags:
         return code(str(action.metavar or action.dest.upper()))
@@ -81,13 +81,13 @@ def spelling_of(action: argparse.Action) -> str:
 
 
 def levels_of(action: argparse.Action) -> str:
-    """Say which levels use an option."""
+    """List the levels that use an option."""
     using = [levels for levels, names in USED_BY.items() if action.dest in names.split()]
     return ", ".join(using[0].split()) if using else "all"
 
 
 def meaning_of(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    """Give the help of an argument, and what it may be where its spelling does not say so."""
+    """Return the help of an argument, with its choices if its spelling does not show them."""
     text = plain(parser._get_formatter()._expand_help(action))
     if action.choices is not None and action.metavar is not None and action.option_strings:
         text += "; one of " + ", ".join(code(str(choice)) for choice in action.choices)
@@ -95,7 +95,7 @@ def meaning_of(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 
 
 def options_of(parser: argparse.ArgumentParser, *, levels: bool) -> str:
-    """Write the tables of a parser, one for each group of its arguments."""
+    """Format the tables of a parser, one for each group of its arguments."""
     text = ""
     for group in parser._action_groups:
         actions = [one for one in group._group_actions if one.help != argparse.SUPPRESS]
@@ -116,21 +116,21 @@ def options_of(parser: argparse.ArgumentParser, *, levels: bool) -> str:
 
 
 def program(parser: argparse.ArgumentParser, *, levels: bool = False) -> str:
-    """Write all of a program."""
+    """Format the section of a program."""
     usage = parser.usage or f"{parser.prog} {' '.join(p for p in places(parser))} [options]"
     text = f"\n## {parser.prog}\n\n    {re.sub(' +', ' ', usage)}\n\n{plain(parser.description)}\n"
     return text + options_of(parser, levels=levels)
 
 
 def places(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Name the arguments that are no options."""
+    """List the positional arguments."""
     for one in parser._actions:
         if not one.option_strings:
             yield str(one.metavar or one.dest.upper())
 
 
 def options() -> str:
-    """Write docs/options.md."""
+    """Return the text of docs/options.md."""
     return (
         f"{MADE}# Options\n\nAll options of all programs, as `--help-all` prints them. "
         "[Usage](usage.md) says which of them you need for what. The column *levels* says which "
@@ -155,7 +155,7 @@ ENDED = (
 
 
 def exit_codes() -> list[tuple[str, str, str]]:
-    """Give each exit code, what it means, and what to do."""
+    """List the exit codes, with their meaning and what to do."""
     codes = {0: ("Done.", "Look at the reports.")}
     for one in error_classes():
         meaning, _, remedy = (one.__doc__ or "").partition("\n")
@@ -171,19 +171,19 @@ def exit_codes() -> list[tuple[str, str, str]]:
 
 
 def error_classes() -> list[type[errors.Mri2petError]]:
-    """Give all classes of errors, by exit code."""
+    """List all classes of errors by exit code."""
     found = [errors.Mri2petError, *errors.Mri2petError.__subclasses__()]
     return sorted(found, key=lambda one: one.exit_code)
 
 
 def in_markdown(text: str) -> str:
-    """Write the text of a docstring on one line, as Markdown."""
+    """Convert the text of a docstring to one line of Markdown."""
     line = " ".join(text.split()).replace("``", "`")
     return re.sub(r"docs/([\w-]+)\.md", r"[how](\1.md)", line)
 
 
 def sentences() -> dict[str, set[str]]:
-    """Find all sentences of errors in the code, by the name of their class."""
+    """Find all sentences of errors in the code, by the name of the error class."""
     names = {one.__name__ for one in error_classes()}
     found: dict[str, set[str]] = {name: set() for name in names}
     for path in sorted(CODE.rglob("*.py")):
@@ -199,7 +199,7 @@ def sentences() -> dict[str, set[str]]:
 
 
 def calls_in(module: ast.Module) -> Iterator[tuple[ast.AST, ast.Call]]:
-    """Give each call, and the function at the top of the module or of a class that it is in."""
+    """Yield each call with the function of the module, or of a class, that contains it."""
     scopes: list[ast.AST] = []
     for node in module.body:
         scopes += node.body if isinstance(node, ast.ClassDef) else [node]
@@ -208,7 +208,7 @@ def calls_in(module: ast.Module) -> Iterator[tuple[ast.AST, ast.Call]]:
 
 
 def strings_in(nodes: Iterable[ast.AST]) -> dict[str, str]:
-    """Find the names that are given one text and no other; it may be of parts, too."""
+    """Find the names that are assigned a single text, which may be an f-string."""
     told: dict[str, list[str]] = {}
     for node in nodes:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
@@ -219,7 +219,7 @@ def strings_in(nodes: Iterable[ast.AST]) -> dict[str, str]:
 
 
 def spell(node: ast.AST, known: Mapping[str, str]) -> str:
-    """Spell a text of the code; what is known only when it runs is ``…``."""
+    """Return the text of an expression, with ``…`` for parts that are known only at run time."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
@@ -234,7 +234,7 @@ def spell(node: ast.AST, known: Mapping[str, str]) -> str:
 
 
 def parted(sentence: str) -> tuple[str, str]:
-    """Part what is wrong from what to do, which stands after the last semicolon.
+    """Split a sentence into what to do, which follows the last semicolon, and what is wrong.
 
     Examples
     --------
@@ -246,7 +246,7 @@ def parted(sentence: str) -> tuple[str, str]:
 
 
 def messages(found: Iterable[str]) -> str:
-    """Write the sentences of a class, grouped by what to do."""
+    """Format the sentences of an error class, grouped by what to do."""
     pairs = sorted(map(parted, found), key=lambda pair: (not pair[0], pair))
     return table(
         "the message",
@@ -259,7 +259,7 @@ def messages(found: Iterable[str]) -> str:
 
 
 def explained_errors() -> str:
-    """Write docs/errors.md."""
+    """Return the text of docs/errors.md."""
     text = (
         f"{MADE}# Exit codes and messages\n\n"
         "Every program ends with one of these codes (those of BEP027 for BIDS Apps). Every message "
@@ -286,25 +286,25 @@ SUBJECT = "sub-X[_ses-Y]"
 
 
 def fields_of(record: type) -> list[tuple[str, str]]:
-    """Read what the docstring of a record says of its fields."""
+    """Read the descriptions of fields from the docstring of a dataclass."""
     _, _, body = (record.__doc__ or "").partition("----------\n")
     found = re.findall(r"^    (\w+) : .*\n((?:        .*\n?)+)", body, re.MULTILINE)
     return [(name, in_markdown(text)) for name, text in found]
 
 
 def name_of(path: Path) -> str:
-    """Write a path as the page does: folder, and the name without whose it is."""
+    """Format a path as folder and file name, with ``…`` for the participant."""
     return code(f"{path.parent.name}/{path.name.replace('sub-X_', '…_')}")
 
 
 def example() -> VisitPaths:
-    """Name the results of a visit that has a PET."""
+    """Return the paths of the results of an example visit with a PET."""
     scan = Scan(Path("sub-X_pet.nii.gz"), "X", None, ())
     return visit_paths(Path("OUT"), Visit("X", None, scan, (scan,)), Settings.template, 1.0)
 
 
 def files_of_visit() -> list[tuple[str, str]]:
-    """Give the names of the images of a visit, and what each is."""
+    """List the images of a visit with their descriptions."""
     visit = example()
     (pet,) = visit.pets
     rows = [
@@ -320,7 +320,7 @@ def files_of_visit() -> list[tuple[str, str]]:
 
 
 def files_of_detector() -> list[tuple[str, str]]:
-    """Give the names of what a detector makes of a PET, and what each is."""
+    """List the results of a detector for a PET with their descriptions."""
     (pet,) = example().pets
     space = Space(Settings.template, 1.0, reference="")
     made = anomaly_paths(Path("OUT"), pet.in_template, "DETECTOR", space)
@@ -340,7 +340,7 @@ def files_of_detector() -> list[tuple[str, str]]:
     ]
 
 
-TABLES = {  # file → the names of its dictionaries, or how ``detections`` knows it
+TABLES = {  # file → names of its dictionaries, or its key in ``detections``
     "desc-registration_metrics.tsv": ("registration_metrics",),
     "pet/…_desc-regions_pet.tsv": ("regions",),
     "table1.tsv": ("table1",),
@@ -362,7 +362,7 @@ TABLES = {  # file → the names of its dictionaries, or how ``detections`` know
 
 
 def columns_of(told: str | tuple[str, ...]) -> list[tuple[str, str, str]]:
-    """Give the columns of a table: name, unit, and what it is."""
+    """List the columns of a table: name, unit and description."""
     dictionary = describe(told) if isinstance(told, str) else read_dictionary(*told)
     rows = []
     for name, entry in dictionary.items():
@@ -375,7 +375,7 @@ def columns_of(told: str | tuple[str, ...]) -> list[tuple[str, str, str]]:
 
 
 def outputs() -> str:
-    """Write docs/outputs.md."""
+    """Return the text of docs/outputs.md."""
     about = (TEXTS / "README.md").read_text(encoding="utf-8")
     bullets = about[about.index("\n- `") : about.index("\n\nImages on the grid")]
     scales = " ".join(about[about.index("Images on the grid") :].split())
