@@ -36,7 +36,7 @@ class Console:
     """Messages on standard error, and one closing line on standard output."""
 
     def __init__(self) -> None:
-        # Names of files may look like markup, [bold], or like the name of an emoji, :cat:
+        # File names may look like markup ([bold]) or the name of an emoji (:cat:)
         plain = partial(RichConsole, soft_wrap=True, highlight=False, markup=False, emoji=False)
         self.console, self.out = plain(stderr=True), plain()
 
@@ -223,7 +223,7 @@ class Console:
 
 
 def describe_left(seconds: float) -> str:
-    """Format the remaining time of a run, for its closing clause.
+    """Format the estimated remaining time as the end of a progress message.
 
     Examples
     --------

@@ -126,7 +126,7 @@ def assumed_affine(shape: tuple[int, ...], zooms: tuple[float, ...], orientation
     affine[axes.astype(int), range(3)] = signs * zooms
     affine[:3, 3] = -affine[:3, :3] @ (np.array(shape[:3]) - 1) / 2
     affine[3, 3] = 1
-    return affine + 0.0  # no -0
+    return affine + 0.0  # turns -0 into 0
 
 
 def _parse(path: Path, content: bytes) -> nib.Nifti1Header:

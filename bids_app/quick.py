@@ -219,7 +219,7 @@ def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
         copy = folder / "pet" / f"sub-{label}_trc-18FFDG_pet.nii.gz"
         if pet is not None:
             _put(pet, copy, FDG)
-        else:  # the copy of an earlier call
+        else:  # remove the copy of an earlier call
             copy.unlink(missing_ok=True)
             copy.with_name(f"{_stem(copy)}.json").unlink(missing_ok=True)
     except OSError as error:  # from writing: no space, no permission

@@ -317,7 +317,7 @@ def settled(environment: MutableMapping[str, str]) -> Iterator[Path | None]:
     Path or None
         Temporary folder; None if none was needed.
     """
-    home = environment.get("HOME") or os.devnull  # no folder
+    home = environment.get("HOME") or os.devnull  # not a folder
     places = {name: Path(environment.get(name) or home) for name in VARIABLES}
     barred = {name: place for name, place in places.items() if not is_writable(place)}
     if Path(home).is_dir() and not os.access(home, os.R_OK | os.X_OK):  # pybids reads it

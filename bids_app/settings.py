@@ -5,7 +5,7 @@ from pathlib import Path
 
 LEVELS = ("participant", "train", "group")  # in the order of a study
 FULL_RESOLUTION = 1.0  # mm; Zotova et al. (2021), section 3.1
-SLOPPY_RESOLUTION = 4.0  # mm; for tests and for trying things out
+SLOPPY_RESOLUTION = 4.0  # mm; for tests and quick trials
 SCORE_FWHM = 8.0  # mm; our choice, as for the z score: docs/results/detection.md
 # Settings that only one or two levels use, separated by spaces; all others apply to every level
 USED_BY = {

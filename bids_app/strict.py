@@ -234,7 +234,7 @@ def is_inside(folder: Path, path: Path) -> bool:
     """Check whether a file lies in a folder after resolving links."""
     try:
         return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # links in a circle
+    except (OSError, RuntimeError):  # circular links
         return False
 
 
@@ -264,7 +264,7 @@ def shapes_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise ValueError("no header of safetensors, or one that does not fit into the file")
     try:
         with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             return {
                 name: (str(plane.get_dtype()), tuple(plane.get_shape()))
                 for name, plane in slices.items()
