@@ -17,7 +17,7 @@ from bids_app import nifti
 from bids_app.files import write_tsv
 from bids_app.imaging.volume import Volume, grid_of_box
 from bids_app.settings import Settings
-from bids_app.simulation.anatomy import NAMES, belongs, coordinates
+from bids_app.simulation.anatomy import NAMES, coordinates, labels_in
 
 LOBES = ("frontal", "parietal", "temporal", "occipital", "insula")
 NUCLEI = ("thalamus", "caudate", "putamen", "pallidum", "hippocampus", "amygdala")
@@ -45,7 +45,7 @@ def make(label_maps: list[np.ndarray], points: Volume) -> np.ndarray:
     groups += ["fluid"]
     votes = np.stack(
         [
-            np.mean([belongs(labels, NAMES[name]) for labels in label_maps], axis=0)
+            np.mean([labels_in(labels, NAMES[name]) for labels in label_maps], axis=0)
             for name in groups
         ]
     ).astype(np.float32)

@@ -19,13 +19,7 @@ from detectors import FWHM, GRID, NORMS, Painted, first_ranks, paint, tell
 
 from bids_app.detection.covariates import describe_covariates, encode
 from bids_app.detection.evaluation import common_brain
-from bids_app.detection.normative import (
-    MEASURES,
-    Norm,
-    learn_adjusted_norm,
-    learn_norm,
-    score_against,
-)
+from bids_app.detection.normative import MEASURES, Norm, fit_adjusted_norm, fit_norm, score_against
 from bids_app.imaging.volume import Mask
 
 SHARP, BLUNT = 4.5, 7.5  # mm
@@ -47,9 +41,9 @@ def norms_of(people: list[Painted], brain: Mask, name: str, rows: np.ndarray | N
     for measure in MEASURES[name]:
         volumes = [measure(person.well, brain, **HOW) for person in people]
         if rows is None:
-            norms.append(learn_norm(volumes, brain))
+            norms.append(fit_norm(volumes, brain))
         else:
-            norms.append(learn_adjusted_norm(lambda own=volumes: own, brain, rows))
+            norms.append(fit_adjusted_norm(lambda own=volumes: own, brain, rows))
     return norms
 
 

@@ -39,14 +39,21 @@ from bids_app.imaging.volume import (
 )
 from bids_app.nifti import Owner
 from bids_app.settings import SLOPPY_RESOLUTION, Settings
-from bids_app.simulation.anatomy import NAMES, SURROUNDINGS, Anatomy, belongs, coordinates, is_brain
+from bids_app.simulation.anatomy import (
+    NAMES,
+    SURROUNDINGS,
+    Anatomy,
+    coordinates,
+    is_brain,
+    labels_in,
+)
 from bids_app.simulation.cohort import AGES
 from bids_app.simulation.geometry import (
-    carry,
     draw_displacement,
     sample,
     thin_cortex,
     to_indices,
+    warp_head,
     widen_ventricles,
 )
 from bids_app.simulation.images import (
@@ -113,8 +120,8 @@ def register(label_map: Path, work: Path) -> Path:
     image = nifti.load(label_map)
     labels = np.round(image.data).astype(np.int16)
     labels[~is_brain(labels)] = 0
-    white = belongs(labels, *(NAMES[part] for part in ("white", "cerebellar_white", "brainstem")))
-    guide = np.select([white, belongs(labels, NAMES["fluid"])], [1.0, 0.2], 0.65) * (labels > 0)
+    white = labels_in(labels, *(NAMES[part] for part in ("white", "cerebellar_white", "brainstem")))
+    guide = np.select([white, labels_in(labels, NAMES["fluid"])], [1.0, 0.2], 0.65) * (labels > 0)
     template = load_mni152_template(resolution=REGISTERED_AT)
     images = {}
     for part, data, affine in (
@@ -187,7 +194,7 @@ def paint(
     atrophy = usual if atrophy is None else atrophy
     warp = draw_displacement(anatomy.grid, rng, strength=STRENGTH)
     warp = widen_ventricles(anatomy, warp, atrophy)
-    head = carry(thin_cortex(anatomy, atrophy), warp, anatomy.grid)
+    head = warp_head(thin_cortex(anatomy, atrophy), warp, anatomy.grid)
     brain = head.labels > 0
     contrast = random_contrast(rng)
     contrast = replace(contrast, bias=RESIDUAL_BIAS * contrast.bias)

@@ -29,13 +29,13 @@ from synthetic_controls import svm_maps
 from bids_app.detection.card import EncoderSpec
 from bids_app.detection.clusters import find_clusters, overlaps, separate_lesions
 from bids_app.detection.evaluation import FALSE_RATES, common_brain
-from bids_app.detection.normative import MEASURES, learn_norm, score_against
+from bids_app.detection.normative import MEASURES, fit_norm, score_against
 from bids_app.imaging.intensity import TIMES_MEAN, scale_to_unit
 from bids_app.imaging.volume import Mask, Volume, grid_of_box
 from bids_app.settings import Settings
 from bids_app.simulation.anatomy import is_in_skull
 from bids_app.simulation.cohort import AGES, template_anatomy
-from bids_app.simulation.geometry import carry, draw_displacement, thin_cortex, widen_ventricles
+from bids_app.simulation.geometry import draw_displacement, thin_cortex, warp_head, widen_ventricles
 from bids_app.simulation.images import (
     acquire,
     activity,
@@ -83,7 +83,7 @@ def paint(seed: int, number: int, *, lesions: bool, fwhm: Sequence[float] = ()) 
         atrophy = draw_atrophy(age, rng)
         warp = draw_displacement(anatomy.grid, rng, strength=STRENGTH)
         warp = widen_ventricles(anatomy, warp, atrophy)
-        head = carry(thin_cortex(anatomy, atrophy), warp, GRID)
+        head = warp_head(thin_cortex(anatomy, atrophy), warp, GRID)
         brain = is_in_skull(head.labels)
         well, scanner = activity(head, draw_uptake(pattern, rng)), draw_scanner(rng)
         scanner = replace(scanner, fwhm=fwhm[place]) if fwhm else scanner
@@ -114,9 +114,7 @@ def maps_of(seed: int) -> tuple[list[Painted], Mask, dict[str, list[Volume]]]:
     maps: dict[str, list[Volume]] = {}
     for name in NORMS:
         measures = MEASURES[name]
-        norms = [
-            learn_norm((measure(p, brain, **how) for p in pets), brain) for measure in measures
-        ]
+        norms = [fit_norm((measure(p, brain, **how) for p in pets), brain) for measure in measures]
         maps[name] = [
             score_against(norms, [measure(p, brain, **how) for measure in measures], name, "hypo")
             for p in others
@@ -164,7 +162,7 @@ def count_false(seed: int) -> dict[tuple[str, float], float]:
                 maps = known["ocsvm, hypo"]
             else:
                 own = zip(*(measured[place] for place in trained), strict=True)
-                norms = [learn_norm(volumes, brain) for volumes in own]
+                norms = [fit_norm(volumes, brain) for volumes in own]
                 maps = [score_against(norms, measured[place], name, "hypo") for place in scored]
             for place, score in zip(held_out, maps, strict=False):
                 sums += sums_of(controls[place], score, brain)

@@ -38,10 +38,10 @@ from bids_app.settings import SLOPPY_RESOLUTION, Settings
 from bids_app.simulation.anatomy import NAMES, is_in_skull
 from bids_app.simulation.cohort import AGES, template_anatomy
 from bids_app.simulation.geometry import (
-    carry,
     draw_displacement,
     random_field,
     thin_cortex,
+    warp_head,
     widen_ventricles,
 )
 from bids_app.simulation.images import (
@@ -67,7 +67,7 @@ from bids_app.synthesis.networks import ConditionedGenerator, ResnetGenerator, n
 from bids_app.synthesis.pairs import Volumes, open_volumes, store_volumes, usable_pairs
 from bids_app.synthesis.tiling import SliceTriplets, overlap
 from bids_app.synthesis.tissue import TissueModel, fit_tissue_model
-from bids_app.synthesis.training import Fit, Training, go_on
+from bids_app.synthesis.training import Fit, Training, resume_training
 
 RESOLUTION = SLOPPY_RESOLUTION  # mm; every second voxel of what is painted
 PAINTED = 2  # mm
@@ -116,7 +116,7 @@ def paint(site: Site, name: str, folder: Path, rng: np.random.Generator) -> None
     atrophy = draw_atrophy(rng.uniform(*AGES), rng)
     warp = draw_displacement(anatomy.grid, rng, strength=STRENGTH)
     warp = widen_ventricles(anatomy, warp, atrophy)
-    head = carry(thin_cortex(anatomy, atrophy), warp, FINE)
+    head = warp_head(thin_cortex(anatomy, atrophy), warp, FINE)
     brain = is_in_skull(head.labels)
     t1w = paint_t1w(head.labels, site.contrast, rng, FINE_ZOOMS)
     uptake = draw_uptake(site.pattern, rng)
@@ -194,7 +194,7 @@ def learn(
         validation_interval=interval,
         patience=epochs,
     )
-    for _ in go_on(fit, taught, validate=validate, last_epoch=epochs):
+    for _ in resume_training(fit, taught, validate=validate, last_epoch=epochs):
         if time.process_time() - started > 1.2 * seconds:
             break  # the first epoch was faster than others
     if fit.kept:

@@ -22,7 +22,7 @@ from bids_app import nifti
 from bids_app.anatomy import registration
 from bids_app.imaging.pose import axis_aligned
 from bids_app.imaging.verdict import sidecar_fields
-from bids_app.imaging.volume import grid_of_box, thin
+from bids_app.imaging.volume import downsample, grid_of_box
 from bids_app.settings import Settings
 from bids_app.templates import Template, prepare
 
@@ -58,7 +58,7 @@ def brains(
             image = nifti.load(source)
             mask = brain_of(source, work)
             brain = np.where(mask, image.data, 0).astype(np.float32)
-            save_corrected(nifti.Image(*thin(brain, image.affine, grid)), path, work)
+            save_corrected(nifti.Image(*downsample(brain, image.affine, grid)), path, work)
         yield name, path
 
 

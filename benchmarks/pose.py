@@ -43,7 +43,7 @@ from bids_app import nifti
 from bids_app.anatomy.registration import BRAIN_MARGIN
 from bids_app.imaging.pose import PoseSearch, axis_aligned
 from bids_app.imaging.verdict import classify, expected_uptake, winsorize
-from bids_app.imaging.volume import thin
+from bids_app.imaging.volume import downsample
 
 RIGHT_MM, RIGHT_DEGREES = 5.0, 10.0
 AXES = {"x": (1, 0, 0), "y": (0, 1, 0), "z": (0, 0, 1), "oblique": (1, 1, 1)}
@@ -115,7 +115,7 @@ def cases(work: Path, data: Path) -> Iterator[tuple[str, str, Case]]:
     target = nifti.load(template.brain)
     for name, path in brains(work, data, 99):
         brain = nifti.load(path)
-        coarse = nifti.Image(*thin(brain.data, brain.affine, GRID))
+        coarse = nifti.Image(*downsample(brain.data, brain.affine, GRID))
         moving = nifti.Image(winsorize(coarse.data, coarse.data != 0), coarse.affine)
         kind = "painted T1w" if name.startswith("sub-control") else "real T1w"
         yield kind, name, Case(target, moving)
@@ -128,8 +128,8 @@ def pet_case(person: Person) -> Case:
     t1w = nifti.load(person.t1w)
     uptake = expected_uptake(classify(t1w.data, person.brain))
     return Case(
-        nifti.Image(*thin(uptake, t1w.affine, GRID)),
-        nifti.Image(*thin(winsorize(person.pet.data), person.pet.affine, GRID)),
+        nifti.Image(*downsample(uptake, t1w.affine, GRID)),
+        nifti.Image(*downsample(winsorize(person.pet.data), person.pet.affine, GRID)),
         true=person.true,
     )
 

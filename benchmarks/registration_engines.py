@@ -86,10 +86,10 @@ def prepare_map(source: Path, folder: Path) -> None:
     from bids_app.simulation import images
     from bids_app.simulation.anatomy import anatomy_from_labels, is_brain
     from bids_app.simulation.geometry import (
-        carry,
         draw_displacement,
-        lay_grid,
+        grid_over_box,
         thin_cortex,
+        warp_head,
         widen_ventricles,
     )
     from bids_app.simulation.lesions import head_box
@@ -100,7 +100,7 @@ def prepare_map(source: Path, folder: Path) -> None:
     atrophy = ATROPHY if folder.name.endswith("atrophy") else 0.0
     still = draw_displacement(head.grid, rng, strength=0.0)
     moved = widen_ventricles(head, still, atrophy)
-    head = carry(thin_cortex(head, atrophy), moved, lay_grid(*head_box(head), 1.0))
+    head = warp_head(thin_cortex(head, atrophy), moved, grid_over_box(*head_box(head), 1.0))
     t1w = images.paint_t1w(head.labels, images.random_contrast(rng), rng, head.zooms)
     mask = ndimage.binary_fill_holes(is_brain(head.labels) | (head.labels == 24))
     if folder.name.endswith("cavity"):

@@ -22,7 +22,7 @@ from bids_app.imaging.volume import Mask, Volume
 from bids_app.simulation import images
 from bids_app.simulation.anatomy import is_brain
 from bids_app.simulation.cohort import template_anatomy
-from bids_app.simulation.geometry import carry
+from bids_app.simulation.geometry import warp_head
 from bids_app.simulation.person import draw_atrophy, draw_person
 
 ZOOMS = (2.0, 2.0, 2.0)
@@ -60,7 +60,7 @@ def scans_of(number: int) -> Iterator[tuple[str, int, int, dict[str, float]]]:
     source, pattern = template_anatomy(2), images.usual_pattern()
     atrophy = draw_atrophy(rng.uniform(20, 76), rng)
     person = draw_person(source, pattern, rng, depths=None, strength=1.0, atrophy=atrophy)
-    head = carry(person.source, person.displacement, source.grid)
+    head = warp_head(person.source, person.displacement, source.grid)
     brain = is_brain(head.labels)
     usual = images.Scanner(images.USUAL_PSF, 1.0, 0.0)
     expected = images.blur(images.activity(head, person.expected), usual, ZOOMS)

@@ -34,7 +34,7 @@ from bids_app.detection.autoencoder import latents_at, reconstruction_errors, tr
 from bids_app.detection.card import EncoderSpec
 from bids_app.detection.clusters import find_clusters, overlaps, separate_lesions
 from bids_app.detection.evaluation import common_brain
-from bids_app.detection.normative import MEASURES, learn_norm, score_against, smooth_within
+from bids_app.detection.normative import MEASURES, fit_norm, score_against, smooth_within
 from bids_app.detection.oneclass import VoxelwiseOneClassSVM
 from bids_app.detection.voxelwise import pets_of, sign_scores
 from bids_app.imaging.intensity import TIMES_MEAN, scale_to_unit
@@ -45,7 +45,7 @@ from bids_app.settings import SCORE_FWHM, Settings
 from bids_app.simulation import images
 from bids_app.simulation.anatomy import is_in_skull
 from bids_app.simulation.cohort import AGES, template_anatomy
-from bids_app.simulation.geometry import carry, draw_displacement, thin_cortex, widen_ventricles
+from bids_app.simulation.geometry import draw_displacement, thin_cortex, warp_head, widen_ventricles
 from bids_app.simulation.lesions import draw_lesions, factor_of, mask_of
 from bids_app.simulation.person import draw_atrophy
 from bids_app.synthesis.evaluation import smooth_in_brain
@@ -55,7 +55,7 @@ from bids_app.synthesis.models import CUBE, MODELS, TissueSpec
 from bids_app.synthesis.pairs import Volumes, usable_pairs
 from bids_app.synthesis.tiling import SliceTriplets, overlap
 from bids_app.synthesis.tissue import TissueModel, fit_tissue_model
-from bids_app.synthesis.training import Fit, Training, go_on
+from bids_app.synthesis.training import Fit, Training, resume_training
 
 PAINTED, RESOLUTION = 1.5, 3.0  # mm
 FINE, GRID = (grid_of_box(Settings.bounding_box, size) for size in (PAINTED, RESOLUTION))
@@ -93,7 +93,7 @@ def paint(rng: np.random.Generator, depths: tuple[float, float] | None) -> Perso
     atrophy = draw_atrophy(rng.uniform(*AGES), rng)
     warp = draw_displacement(anatomy.grid, rng, strength=STRENGTH)
     warp = widen_ventricles(anatomy, warp, atrophy)
-    head = carry(thin_cortex(anatomy, atrophy), warp, FINE)
+    head = warp_head(thin_cortex(anatomy, atrophy), warp, FINE)
     brain = is_in_skull(head.labels)
     contrast = images.random_contrast(rng)
     contrast = replace(contrast, bias=RESIDUAL_BIAS * contrast.bias)
@@ -156,7 +156,9 @@ def learn(row: str, pairs: Sequence[Volumes], seed: int, epochs: int) -> nn.Modu
     def validate(network: nn.Module) -> float:
         return mean_ssim(network, pairs[:LEFT_OUT], spec, Settings.smoothing_fwhm)
 
-    for _ in go_on(fit, usable_pairs(pairs[LEFT_OUT:], spec), validate=validate, last_epoch=epochs):
+    for _ in resume_training(
+        fit, usable_pairs(pairs[LEFT_OUT:], spec), validate=validate, last_epoch=epochs
+    ):
         pass
     generator = training.generators[0]
     if fit.kept:
@@ -198,7 +200,7 @@ def norm_maps(
     """Score others by what controls are like; each is a PET, and its synthetic one if need be."""
     how = {"fwhm": FWHM, "affine": GRID.affine}
     norms = [
-        learn_norm((how_much(*own, brain, **how) for own in train), brain)
+        fit_norm((how_much(*own, brain, **how) for own in train), brain)
         for how_much in MEASURES[name]
     ]
     seen = [[how_much(*own, brain, **how) for how_much in MEASURES[name]] for own in others]

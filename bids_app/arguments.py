@@ -359,7 +359,7 @@ def steady_streams() -> Iterator[_Steady]:
         sys.stdout, sys.stderr = before
 
 
-def forgive_warnings() -> None:
+def show_warnings() -> None:
     """Show the warnings that ``python -W error`` would raise, because libraries emit some.
 
     Processes started later inherit this.
@@ -393,7 +393,7 @@ def run_program(run: Callable[[], int], *, interrupted: str) -> int:
         Sentence printed after Ctrl-C or another terminating signal: what to do next.
     """
     with steady_streams() as out:
-        forgive_warnings()
+        show_warnings()
         try:
             code = _code_of(run, interrupted)
         except SystemExit as stop:  # raised by argparse, for example after --help

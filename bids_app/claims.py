@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from bids_app.errors import CannotCreateError, Mri2petError, name_some
 from bids_app.files import NO_LOCKS, locked, read_json, write_json
-from bids_app.lifeline import last_act
+from bids_app.lifeline import call_on_signal
 
 FOLDER = ".mri2pet-runs"
 NAMED_AT_MOST = 3  # claims listed in a message
@@ -63,7 +63,7 @@ def claimed(folder: Path, names: Collection[str], *, command: str, date: str) ->
         handle = path.open()
         is_locked = _is_locked_by(handle, fcntl.LOCK_EX)
     try:
-        with handle, last_act(partial(path.unlink, missing_ok=True)):
+        with handle, call_on_signal(partial(path.unlink, missing_ok=True)):
             yield is_locked
     finally:
         with suppress(OSError, Mri2petError), locked(folder):

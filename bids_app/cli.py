@@ -40,7 +40,7 @@ from bids_app.detection.detectors import (
 from bids_app.errors import MissingInputError, Mri2petError, UsageError
 from bids_app.files import read_json, read_text
 from bids_app.lifeline import exit_with
-from bids_app.resources import settled
+from bids_app.resources import writable_caches
 from bids_app.settings import (
     FULL_RESOLUTION,
     LEVELS,
@@ -463,7 +463,7 @@ class _SelfTest(argparse.Action):
     """Action that runs the self-test and exits, like ``--version``."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        with settled(os.environ):
+        with writable_caches(os.environ):
             from bids_app.app.selftest import self_test
 
             parser.exit(self_test())
@@ -722,7 +722,7 @@ def run_command(argv: Sequence[str] | None) -> int:
     settings = parse(argv)
     refuse_lost_folder()
     _refuse_absent(settings)
-    with settled(os.environ):
+    with writable_caches(os.environ):
         from bids_app.app.main import run
 
         return run(settings)

@@ -256,7 +256,7 @@ def _affine(
     coded = _coded(header)
     usable = [name for name in coded if _usable(forms[name])]
     if not coded:
-        return _vouched(path, header, shape, orientation)
+        return _confirmed_orientation(path, header, shape, orientation)
     if not usable:
         raise UnusableDataError(f"{path}: its affine has no inverse ({coded[0]}); {CORRECT}")
     notes = []
@@ -267,7 +267,7 @@ def _affine(
     return forms[usable[0]], tuple(notes)
 
 
-def _vouched(
+def _confirmed_orientation(
     path: Path, header: nib.Nifti1Header, shape: tuple[int, ...], orientation: str
 ) -> tuple[Affine, tuple[str, ...]]:
     if not orientation:

@@ -158,7 +158,7 @@ def predict_pet(
     """
     from bids_app.synthesis.inference import choose_dtype, load_weights, synthesize  # torch
     from bids_app.synthesis.tiling import SliceTriplets, overlap
-    from bids_app.synthesis.tissue import TissueModel, carry_tissue_model
+    from bids_app.synthesis.tissue import TissueModel, resample_tissue_model
 
     named = isinstance(t1w, Path | str)
     image = nifti.load(Path(t1w)) if named else nifti.from_nibabel(t1w)
@@ -169,7 +169,7 @@ def predict_pet(
     _refuse(image, grid, card, str(t1w) if named else "the T1w")
     network = load_weights(weights, card.spec, device)
     if isinstance(network, TissueModel) and not is_own_grid(card, grid):
-        network = carry_tissue_model(network, np.array(card.affine), grid)
+        network = resample_tissue_model(network, np.array(card.affine), grid)
     tiling = card.spec.tiling
     tiling = overlap(tiling) if isinstance(tiling, SliceTriplets) else tiling
     dtype = choose_dtype(network, device)

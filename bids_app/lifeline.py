@@ -92,7 +92,7 @@ def start_fork_server() -> None:
 
 
 @contextmanager
-def last_act(act: Callable[[], object]) -> Iterator[None]:
+def call_on_signal(act: Callable[[], object]) -> Iterator[None]:
     """Call a function if a signal ends the run during the block, after its processes have ended.
 
     Parameters

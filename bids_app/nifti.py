@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import copy_file, read_json, size_of, write_bytes, write_json
 from bids_app.header import LARGEST_HEADER, Header, read_header
-from bids_app.imaging.volume import Affine, Grid, Mask, lay_labels, zooms_of
+from bids_app.imaging.volume import Affine, Grid, Mask, resample_labels, zooms_of
 from bids_app.resources import GIB, find_limits
 
 ROUNDING = 1e-3  # mm, tolerance for affines of the same grid; our choice
@@ -233,9 +233,9 @@ def read_description(path: Path) -> str:
     return inspect(path).description
 
 
-def lay_atlas(atlas: Image, grid: Grid) -> NDArray[np.integer]:
+def resample_atlas(atlas: Image, grid: Grid) -> NDArray[np.integer]:
     """Resample a label image to a grid of the same space; the result has shape (I, J, K)."""
-    return lay_labels(np.rint(atlas.data).astype(np.int16), atlas.affine, grid)
+    return resample_labels(np.rint(atlas.data).astype(np.int16), atlas.affine, grid)
 
 
 def load(path: Path | str, *, orientation: str = "") -> Image:

@@ -17,7 +17,7 @@ from threading import Event, Thread
 import psutil
 
 from bids_app.errors import UsageError
-from bids_app.lifeline import last_act
+from bids_app.lifeline import call_on_signal
 
 CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
@@ -300,7 +300,7 @@ def is_writable(folder: Path) -> bool:
 
 
 @contextmanager
-def settled(environment: MutableMapping[str, str]) -> Iterator[Path | None]:
+def writable_caches(environment: MutableMapping[str, str]) -> Iterator[Path | None]:
     """Provide libraries with writable folders until the block ends.
 
     In a container, caches are filled but read-only; numba and matplotlib then do not use them, and
@@ -328,7 +328,7 @@ def settled(environment: MutableMapping[str, str]) -> Iterator[Path | None]:
     before = {name: environment.get(name) for name in barred}
     with (
         tempfile.TemporaryDirectory(prefix="mri2pet-", ignore_cleanup_errors=True) as root,
-        last_act(partial(shutil.rmtree, root, ignore_errors=True)),
+        call_on_signal(partial(shutil.rmtree, root, ignore_errors=True)),
     ):
         for name, place in barred.items():
             replacement = Path(root) / name.lower()

@@ -16,7 +16,7 @@ from bids_app.detection.covariates import (
     fit_slopes,
     leverage_of,
 )
-from bids_app.detection.normative import learn_adjusted_norm, learn_norm, load_norms, save_norms
+from bids_app.detection.normative import fit_adjusted_norm, fit_norm, load_norms, save_norms
 
 SHAPE = (5, 6, 7)
 BRAIN = np.ones(SHAPE, bool)
@@ -95,12 +95,12 @@ def test_age_makes_no_one_ill_once_it_is_taken_out():
     controls = list(volumes_of(np.random.default_rng(5), ages, 0.004))
     (old,) = volumes_of(np.random.default_rng(5), [78.0], 0.004)
     row = encode({"age": 78.0}, description)
-    plain = learn_norm(iter(controls), BRAIN).deficit(old)
-    norm = learn_adjusted_norm(lambda: iter(controls), BRAIN, rows)
+    plain = fit_norm(iter(controls), BRAIN).deficit(old)
+    norm = fit_adjusted_norm(lambda: iter(controls), BRAIN, rows)
     adjusted = norm.deficit(old, row)
     assert np.median(plain) > 1.2
     assert abs(np.median(adjusted)) < 0.5
-    assert norm.sd.mean() < 0.5 * learn_norm(iter(controls), BRAIN).sd.mean()
+    assert norm.sd.mean() < 0.5 * fit_norm(iter(controls), BRAIN).sd.mean()
 
 
 def test_scores_of_new_healthy_people_have_the_t_distribution_that_regression_says():
@@ -110,7 +110,7 @@ def test_scores_of_new_healthy_people_have_the_t_distribution_that_regression_sa
     brain, rows = np.ones(shape, bool), rng.normal(size=(n, 2))
     effect = 0.5 * rng.normal(size=(2, *shape))
     controls = [np.tensordot(row, effect, 1) + rng.normal(size=shape) for row in rows]
-    norm = learn_adjusted_norm(lambda: iter(controls), brain, rows)
+    norm = fit_adjusted_norm(lambda: iter(controls), brain, rows)
     for row in ([0.0, 0.0], [2.0, -1.0]):
         scores = norm.deficit(np.tensordot(row, effect, 1) + rng.normal(size=shape), row)
         share = (scores > stats.t.isf(0.05, n - 3)).mean()
@@ -124,7 +124,7 @@ def test_where_few_controls_are_known_their_deviation_has_as_few_degrees_of_free
     brain, rows = np.ones(shape, bool), rng.normal(size=(n, 3))
     controls = rng.normal(size=(n, *shape)).astype(np.float32)
     controls[known:, :10] = np.nan
-    norm = learn_adjusted_norm(lambda: iter(controls), brain, rows)
+    norm = fit_adjusted_norm(lambda: iter(controls), brain, rows)
     variances = norm.sd.astype(np.float64) ** 2  # of noise of SD 1, in voxels that are known alike
     assert variances[10:].mean() == pytest.approx(1, abs=0.05)
     assert variances[:10].mean() == pytest.approx(1, abs=0.2)  # 0.73 by all 20's degrees of freedom
@@ -134,7 +134,7 @@ def test_a_norm_with_covariates_is_read_as_it_was_written(tmp_path):
     rng = np.random.default_rng(2)
     rows = rng.normal(size=(8, 2))
     controls = rng.random((8, *SHAPE)).astype(np.float32)
-    norm = learn_adjusted_norm(lambda: iter(controls), BRAIN, rows)
+    norm = fit_adjusted_norm(lambda: iter(controls), BRAIN, rows)
     save_norms(tmp_path / "norm.safetensors", [norm])
     (read,) = load_norms(tmp_path / "norm.safetensors")
     person, row = rng.random(SHAPE).astype(np.float32), [0.5, 1.0]
@@ -144,7 +144,7 @@ def test_a_norm_with_covariates_is_read_as_it_was_written(tmp_path):
 def test_too_few_controls_for_so_many_covariates_are_refused():
     controls = np.random.default_rng(2).random((4, *SHAPE)).astype(np.float32)
     with pytest.raises(ValueError, match=r"4 controls are too few to take 2 number\(s\)"):
-        learn_adjusted_norm(lambda: iter(controls), BRAIN, np.ones((4, 2)))
+        fit_adjusted_norm(lambda: iter(controls), BRAIN, np.ones((4, 2)))
 
 
 def test_nothing_is_taken_out_of_the_mean_person():

@@ -20,7 +20,7 @@ from bids_app.detection.autoencoder import (
 from bids_app.detection.card import EncoderSpec
 from bids_app.detection.evaluation import least_controls
 from bids_app.detection.normative import (
-    learn_norm,
+    fit_norm,
     load_norms,
     measure_uptake,
     save_norms,
@@ -66,9 +66,9 @@ def test_controls_with_gaps_do_not_change_the_norm_where_they_do_not_cover(seed,
     hole = top_hole(4)
     controls = [pet(rng) for _ in range(count)]
     gap = np.where(hole, np.nan, controls[0]).astype(np.float32)
-    norm = learn_norm([gap, *controls[1:]], BRAIN, least_sd=0)
-    everyone = learn_norm(controls, BRAIN, least_sd=0)
-    others = learn_norm(controls[1:], BRAIN, least_sd=0)
+    norm = fit_norm([gap, *controls[1:]], BRAIN, least_sd=0)
+    everyone = fit_norm(controls, BRAIN, least_sd=0)
+    others = fit_norm(controls[1:], BRAIN, least_sd=0)
     person = pet(rng)
     for name in ("mean", "sd"):
         found, all_, rest = (getattr(one, name) for one in (norm, everyone, others))
@@ -87,7 +87,7 @@ def test_a_voxel_that_too_few_controls_cover_is_not_analysed(tmp_path, rng, coun
         np.where(hole, np.nan, control) if k < gaps else control
         for k, control in enumerate(controls)
     ]
-    norm = learn_norm(told, BRAIN)
+    norm = fit_norm(told, BRAIN)
     save_norms(tmp_path / "norm.safetensors", [norm])
     for one in (norm, *load_norms(tmp_path / "norm.safetensors")):
         score = one.deficit(pet(rng))
@@ -101,7 +101,7 @@ def test_a_z_map_is_the_same_with_and_without_a_gap_beyond_the_reach_of_smoothin
     brain, hole = ball(shape), top_hole(8, shape)
     smooth = {"fwhm": 8.0, "affine": np.diag([*ZOOMS, 1.0])}
     controls = [measure_uptake(pet(rng, brain), brain, **smooth) for _ in range(12)]
-    norm = learn_norm(controls, brain)
+    norm = fit_norm(controls, brain)
     whole = pet(rng, brain)
     cut = np.where(hole, 0, whole).astype(np.float32)
     expected = norm.deficit(measure_uptake(whole, brain, **smooth))

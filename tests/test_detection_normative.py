@@ -8,7 +8,7 @@ from scipy import stats
 
 from bids_app.detection.normative import (
     MEASURES,
-    learn_norm,
+    fit_norm,
     measure_asymmetry,
     measure_difference,
     score_against,
@@ -41,7 +41,7 @@ BRAIN = ball()
 @given(seeds, st.integers(2, 9))
 def test_mean_and_sd_are_those_of_numpy(seed, count):
     controls = draw(seed, count)
-    norm = learn_norm(iter(controls), BRAIN, least_sd=0)
+    norm = fit_norm(iter(controls), BRAIN, least_sd=0)
     assert norm.n == count
     assert norm.mean.dtype == norm.sd.dtype == np.float32
     exact = controls.astype(float)
@@ -53,8 +53,8 @@ def test_mean_and_sd_are_those_of_numpy(seed, count):
 
 def test_a_large_offset_does_not_spoil_the_sd():
     controls = draw(1, 6).astype(float)
-    far = learn_norm(controls + 1e6, BRAIN)
-    assert far.sd[BRAIN] == pytest.approx(learn_norm(controls, BRAIN).sd[BRAIN], rel=1e-4)
+    far = fit_norm(controls + 1e6, BRAIN)
+    assert far.sd[BRAIN] == pytest.approx(fit_norm(controls, BRAIN).sd[BRAIN], rel=1e-4)
 
 
 def test_volumes_are_not_gathered():
@@ -68,7 +68,7 @@ def test_volumes_are_not_gathered():
             held.append(weakref.ref(volume))
             yield volume
 
-    assert learn_norm(volumes(), BRAIN).n == 6
+    assert fit_norm(volumes(), BRAIN).n == 6
 
 
 # Scores
@@ -78,7 +78,7 @@ def test_volumes_are_not_gathered():
 def test_t_is_that_of_a_sample_of_one_against_the_controls(seed, count):
     """Crawford and Howell's is the two-sample t test with one person on one side."""
     controls, person = draw(seed, count), draw(seed + 1)
-    norm = learn_norm(controls, BRAIN, least_sd=0)
+    norm = fit_norm(controls, BRAIN, least_sd=0)
     exact = controls.astype(float)
     t, p = stats.ttest_ind_from_stats(
         person.astype(float), 0.0, 1, exact.mean(0), exact.std(0, ddof=1), count, equal_var=True
@@ -96,7 +96,7 @@ def test_as_many_healthy_people_are_called_ill_as_t_says(count):
     shape = (20, 25, 40)
     brain = np.ones(shape, bool)
     controls = (rng.normal(3, 2, shape).astype(np.float32) for _ in range(count))
-    score = learn_norm(controls, brain, least_sd=0).deficit(rng.normal(3, 2, shape))
+    score = fit_norm(controls, brain, least_sd=0).deficit(rng.normal(3, 2, shape))
     for share in (0.05, 0.01):
         beyond = (score > stats.t.isf(share, count - 1)).mean()
         assert abs(beyond - share) < 4 * np.sqrt(share * (1 - share) / score.size)
@@ -109,7 +109,7 @@ def test_scores_by_hand():
     """Controls 1, 2, 3 have mean 2, sd 1; a person at 0 is 2 / sqrt(4 / 3) below."""
     ones, brain = np.ones((2, 2, 2), np.float32), np.ones((2, 2, 2), bool)
     brain[0, 0, 0] = False
-    norm = learn_norm([ones, 2 * ones, 3 * ones], brain)
+    norm = fit_norm([ones, 2 * ones, 3 * ones], brain)
     assert norm.deficit(0 * ones)[brain] == pytest.approx(np.sqrt(3))
     assert norm.excess(0 * ones)[brain] == pytest.approx(-np.sqrt(3))
     assert norm.deficit(2 * ones).tolist() == (0 * ones).tolist()
@@ -119,14 +119,14 @@ def test_scores_by_hand():
 @given(seeds, st.floats(0.5, 50), st.floats(-5, 5))
 def test_the_unit_does_not_matter(seed, factor, shift):
     controls, person = draw(seed, 5), draw(seed + 1)
-    expected = learn_norm(controls, BRAIN).deficit(person)
-    norm = learn_norm((factor * control.astype(float) + shift for control in controls), BRAIN)
+    expected = fit_norm(controls, BRAIN).deficit(person)
+    norm = fit_norm((factor * control.astype(float) + shift for control in controls), BRAIN)
     found = norm.deficit(factor * person.astype(float) + shift)
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 def test_less_than_controls_is_positive():
-    norm = learn_norm(draw(2, 6), BRAIN)
+    norm = fit_norm(draw(2, 6), BRAIN)
     lower, person = draw(3), draw(3)
     lower[4, 4, 3] -= 0.5
     change = norm.deficit(lower) - norm.deficit(person)
@@ -138,7 +138,7 @@ def test_less_than_controls_is_positive():
 def test_where_controls_hardly_vary_nothing_explodes():
     controls = draw(4, 6)
     controls[:, 4, 4, 3] = 0.7
-    norm = learn_norm(controls, BRAIN)
+    norm = fit_norm(controls, BRAIN)
     median = np.median(controls.astype(float).std(0, ddof=1)[BRAIN])
     assert norm.sd[BRAIN].min() == norm.sd[4, 4, 3] == pytest.approx(0.1 * median, rel=1e-3)
     mean = controls.astype(float).mean(0).astype(np.float32)
@@ -151,7 +151,7 @@ def test_where_controls_hardly_vary_nothing_explodes():
 
 def test_copies_of_one_image_judge_nobody():
     one = draw(5)
-    norm = learn_norm([one] * 4, BRAIN)
+    norm = fit_norm([one] * 4, BRAIN)
     assert not norm.deficit(one).any()
     assert not norm.deficit(one + 1).any()  # of what never varies nothing is known
 
@@ -167,12 +167,12 @@ def test_copies_of_one_image_judge_nobody():
 )
 def test_what_makes_no_norm_is_refused(volumes, brain, sentence):
     with pytest.raises(ValueError, match=sentence):
-        learn_norm(volumes, brain)
+        fit_norm(volumes, brain)
 
 
 def test_a_person_on_another_grid_is_refused():
     with pytest.raises(ValueError, match="differ"):
-        learn_norm(draw(1, 3), BRAIN).deficit(draw(1)[1:])
+        fit_norm(draw(1, 3), BRAIN).deficit(draw(1)[1:])
 
 
 # Smoothing within the brain
@@ -222,7 +222,7 @@ def test_a_real_pet_below_its_pseudo_normal_one_stands_out():
         synthetic = rng.random(SHAPE).astype(np.float32)
         real = synthetic - 0.1 + 0.02 * rng.standard_normal(SHAPE).astype(np.float32)
         differences.append(synthetic - real)
-    norm = learn_norm(differences, BRAIN)
+    norm = fit_norm(differences, BRAIN)
     synthetic = rng.random(SHAPE).astype(np.float32)
     real = synthetic - np.float32(0.1)
     real[4, 4, 3] -= 0.3
@@ -277,7 +277,7 @@ def test_what_is_alike_on_both_sides_has_no_asymmetry_and_a_one_sided_loss_is_fo
     assert measured(np.where(brain, 3 * halves, 0)) == pytest.approx(
         np.zeros(brain.shape), abs=1e-6
     )
-    norm = learn_norm([measured(scan()) for _ in range(8)], brain)
+    norm = fit_norm([measured(scan()) for _ in range(8)], brain)
     score = score_against([norm], [measured(scan(loss=0.3))], "asymmetry", "hypo")
     assert np.unravel_index(np.nanargmax(score), score.shape)[0] in (2, 3)
     assert score[2:4, 4:7, 3:5].min() > 5
@@ -308,7 +308,7 @@ def test_combined_is_half_the_z_score_opposite_a_hole_whatever_the_controls_asym
         return [measure(pet, brain, **how) for measure in MEASURES["combined"]]
 
     controls = [measured(lost) for lost in [None] * 7 + [hole]]
-    norms = [learn_norm(list(volumes), brain) for volumes in zip(*controls, strict=True)]
+    norms = [fit_norm(list(volumes), brain) for volumes in zip(*controls, strict=True)]
     person = measured(hole)
     score = score_against(norms, person, "combined", "hypo")
     alone = score_against(norms[:1], person[:1], "zscore", "hypo")

@@ -23,7 +23,7 @@ from bids_app.detection.card import EncoderSpec
 from bids_app.detection.detectors import DIRECTIONS
 from bids_app.detection.normative import (
     Norm,
-    learn_norm,
+    fit_norm,
     load_norms,
     measure_difference,
     measure_uptake,
@@ -148,7 +148,7 @@ def test_a_low_patch_is_high_in_both_maps(rng):
         for control in [*controls, patient]
     ]
     for name, measured in (("zscore", uptake), ("pseudonormal", differences)):
-        norm = learn_norm(measured[:-1], brain)
+        norm = fit_norm(measured[:-1], brain)
         score = score_against([norm], [measured[-1]], name, "hypo")
         assert score[9, 10, 4] > 3
         assert np.linalg.norm(np.array(np.unravel_index(score.argmax(), SHAPE)) - (9, 10, 4)) < 4

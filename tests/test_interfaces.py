@@ -49,7 +49,7 @@ from bids_app.synthesis.card import (
 from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS, TissueSpec
-from bids_app.synthesis.reference import Reference, look_at, novelty, write_reference
+from bids_app.synthesis.reference import Reference, measure_cubes, novelty, write_reference
 from bids_app.synthesis.tissue import TissueModel
 from bids_app.synthesis.uncertainty import FEATURES, ErrorModel, write_error_model
 from bids_app.workflows import execution
@@ -416,7 +416,7 @@ def tiny(tmp_path, head_affine, t1w):
     spec = replace(MODELS["semi3d-gan-mse"], n_blocks=1, width=2)
     generator = build_translator(spec, torch.Generator().manual_seed(0)).generator
     affine = tuple(tuple(row) for row in head_affine.tolist())
-    look = look_at(t1w, (4.0, 5.0, 6.0))
+    look = measure_cubes(t1w, (4.0, 5.0, 6.0))
     reference = Reference(
         np.linspace(0.2, 0.9, 1001, dtype=np.float32) ** 2,
         look + 0.1,
@@ -1204,7 +1204,7 @@ def test_labels_are_carried_from_where_nibabel_sees_them(run_itk, tmp_path, rng,
     nib.save(image, tmp_path / "labels.nii.gz")
     nifti.save(nifti.Image(labels, affine), tmp_path / "reference.nii.gz")
     out = run_itk(
-        "CarryLabels",
+        "ResampleLabels",
         image=str(tmp_path / "labels.nii.gz"),
         interpolation="genericLabel",
         reference=str(tmp_path / "reference.nii.gz"),

@@ -251,8 +251,8 @@ def test_a_tied_command_does_what_it_did():
 def test_last_acts_are_done_when_a_run_is_told_to_end(begin, tmp_path):
     program = (
         "import time; from pathlib import Path; from bids_app.lifeline import *\n"
-        "with ended_by_signals('gone'), last_act(Path('done').touch):\n"
-        "    with last_act(Path('over').touch): pass\n"
+        "with ended_by_signals('gone'), call_on_signal(Path('done').touch):\n"
+        "    with call_on_signal(Path('over').touch): pass\n"
         "    Path('ready').touch(); time.sleep(60)"
     )
     run, _ = begin("-c", program)

@@ -12,7 +12,7 @@ from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDat
 from bids_app.files import read_json, write_json, write_tsv
 from bids_app.imaging.volume import grid_of_box
 from bids_app.plan.cohort import choose_controls
-from bids_app.plan.study import find_grids, grid_of, settle_grid
+from bids_app.plan.study import find_grids, grid_of, resolve_grid
 from bids_app.settings import Settings
 
 
@@ -286,7 +286,7 @@ def grids(tmp_path):
 
 
 def settle(out, **changed):
-    return settle_grid(Settings(Path("/raw"), out, "train", **changed))
+    return resolve_grid(Settings(Path("/raw"), out, "train", **changed))
 
 
 def test_the_only_grid_is_taken_and_told_of(grids):

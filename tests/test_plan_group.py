@@ -16,10 +16,10 @@ from bids_app.detection.detectors import DEFAULT_DETECTORS
 from bids_app.errors import UnusableDataError, UsageError
 from bids_app.nifti import open_arrays, read_digest, read_owner
 from bids_app.plan.cohort import Participant, SyntheticMaker
-from bids_app.plan.detectors import encoder_spec, encodes_t1w, refuse_settings, settle_detectors
+from bids_app.plan.detectors import encoder_spec, encodes_t1w, refuse_settings, resolve_detectors
 from bids_app.plan.group import (
+    assign_folds,
     choose_training_images,
-    deal,
     join_stored,
     list_training_controls,
     plan_storage,
@@ -80,7 +80,7 @@ def chosen_and_dealt(kinds, training_set, synthetic_controls, folds, seed):
     controls = pictured(kinds)
     try:
         trained = choose_training_images(training_set, controls, synthetic_controls)
-        dealt = deal(controls, folds, seed)
+        dealt = assign_folds(controls, folds, seed)
         return controls, trained, dealt, split(trained, controls, dealt, folds, seed)
     except UnusableDataError:
         return assume(False)
@@ -93,7 +93,7 @@ def chosen_and_dealt(kinds, training_set, synthetic_controls, folds, seed):
 def test_everyone_is_left_out_once_and_real_pets_are_spread_evenly(kinds, folds, seed):
     assume(len(kinds) >= folds)
     controls = pictured(kinds)
-    dealt = deal(controls, folds, seed)
+    dealt = assign_folds(controls, folds, seed)
     assert set(dealt) == {control.label for control in controls}
     real = [dealt[control.label] for control in controls if control.stored_pet is not None]
     for numbers in (list(dealt.values()), real):
@@ -106,9 +106,9 @@ def test_everyone_is_left_out_once_and_real_pets_are_spread_evenly(kinds, folds,
 def test_the_order_of_controls_does_not_matter(kinds, order, folds, seed):
     assume(len(kinds) >= folds)
     controls = pictured(kinds)
-    before = deal(controls, folds, seed)
+    before = assign_folds(controls, folds, seed)
     order.shuffle(controls)
-    assert deal(controls, folds, seed) == before
+    assert assign_folds(controls, folds, seed) == before
 
 
 @given(kinds=cohorts, more=st.integers(0, 5), **folds_and_seeds)
@@ -117,14 +117,14 @@ def test_whoever_joins_without_real_pet_those_with_one_are_dealt_alike(kinds, mo
     assume(len(kinds) >= folds)
     alone = [one for one in pictured(kinds) if one.stored_pet is not None]
     assume(len(alone) >= folds)
-    dealt = deal(pictured([*kinds, *["synthetic"] * more]), folds, seed)
-    assert deal(alone, folds, seed).items() <= dealt.items()
+    dealt = assign_folds(pictured([*kinds, *["synthetic"] * more]), folds, seed)
+    assert assign_folds(alone, folds, seed).items() <= dealt.items()
 
 
 def test_another_seed_deals_otherwise():
     controls = pictured(["real"] * 12)
-    dealt = [deal(controls, 4, seed) for seed in range(20)]
-    assert dealt[0] == deal(controls, 4, 0)
+    dealt = [assign_folds(controls, 4, seed) for seed in range(20)]
+    assert dealt[0] == assign_folds(controls, 4, 0)
     assert len({tuple(sorted(one.items())) for one in dealt}) == 20
 
 
@@ -227,10 +227,10 @@ def test_a_training_set_without_images_is_refused(training_set, kinds, sentence)
 
 def test_fewer_controls_than_folds_or_than_two_folds_are_refused():
     with pytest.raises(UnusableDataError, match=r"3 control\(s\) with a PET are f") as told:
-        deal(pictured(["real", "both", "synthetic"]), 4, 0)
+        assign_folds(pictured(["real", "both", "synthetic"]), 4, 0)
     assert f"{told.value}".endswith("fewer than --folds 4; choose fewer folds, or add controls")
     with pytest.raises(UsageError, match="--folds 1: leaving controls out needs at least 2"):
-        deal(pictured(["real"] * 3), 1, 0)
+        assign_folds(pictured(["real"] * 3), 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -241,9 +241,9 @@ def test_a_fold_is_trained_on_two_controls_at_least(kinds, training_set):
     controls = pictured(kinds)
     trained = choose_training_images(training_set, controls, "all")
     with pytest.raises(UnusableDataError, match=r"has 1 control\(s\) to train on") as told:
-        split(trained, controls, deal(controls, 2, 0), 2, 0)
+        split(trained, controls, assign_folds(controls, 2, 0), 2, 0)
     assert f"{told.value}".endswith("and needs 2; add controls, or choose more --folds")
-    folds = split(trained, controls, deal(controls, 3, 0), 3, 0)  # as the sentence advises
+    folds = split(trained, controls, assign_folds(controls, 3, 0), 3, 0)  # as the sentence advises
     assert all(len({*map(owner, fold.training)}) == 2 for fold in folds)
 
 
@@ -260,7 +260,7 @@ def test_folds_and_runs_have_seeds_of_their_own(one, other):
 
 def test_training_sets_share_the_seeds_of_folds():
     controls = pictured(["both"] * 6)
-    dealt = deal(controls, 3, 11)
+    dealt = assign_folds(controls, 3, 11)
     for name in TRAINING_SETS:
         folds = split(choose_training_images(name, controls, "all"), controls, dealt, 3, 11)
         assert [fold.seed for fold in folds] == [
@@ -380,10 +380,12 @@ def settings_of(**own):
 
 
 def test_without_names_the_defaults_that_fit_the_template_are_used():
-    assert settle_detectors(settings_of(), None).detectors == DEFAULT_DETECTORS
-    skewed = settle_detectors(settings_of(template="MNI152NLin6Asym"), None)
+    assert resolve_detectors(settings_of(), None).detectors == DEFAULT_DETECTORS
+    skewed = resolve_detectors(settings_of(template="MNI152NLin6Asym"), None)
     assert skewed.detectors == ("ocsvm", "zscore")
-    assert settle_detectors(settings_of(detectors=("asymmetry",)), None).detectors == ("asymmetry",)
+    assert resolve_detectors(settings_of(detectors=("asymmetry",)), None).detectors == (
+        "asymmetry",
+    )
 
 
 @pytest.fixture
@@ -397,7 +399,7 @@ def test_a_detector_is_applied_as_it_was_made(card):
         card.parameters["encoder"] = encoder
         own = {"direction": "hyper", "score_smoothing": 8.0, "channels": channels}
         for asked in ({}, *({name: value} for name, value in own.items())):
-            settled = settle_detectors(settings_of(**asked), card)
+            settled = resolve_detectors(settings_of(**asked), card)
             told = {name: getattr(settled, name) for name in own}
             assert (settled.detectors, told) == (card.detectors, own)
             assert encodes_t1w(settled) == (channels == "t1w+pet")
@@ -409,14 +411,14 @@ def test_a_detector_is_applied_as_it_was_made(card):
 )
 def test_a_detector_is_not_applied_otherwise_than_its_controls_were_scored(card, asked):
     with pytest.raises(UnusableDataError, match="made with --direction hyper --score-smoothing 8"):
-        settle_detectors(settings_of(**asked), card)
+        resolve_detectors(settings_of(**asked), card)
 
 
 @pytest.mark.parametrize("name", ["direction", "score_fwhm"])
 def test_a_detector_that_does_not_tell_its_direction_is_refused(card, name):
     del card.parameters[name]
     with pytest.raises(UnusableDataError, match=r"mri2pet 0\.2, does not tell in which"):
-        settle_detectors(settings_of(), card)
+        resolve_detectors(settings_of(), card)
 
 
 def test_left_and_right_are_not_compared_on_a_template_that_is_not_symmetric():

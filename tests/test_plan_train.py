@@ -16,10 +16,10 @@ from bids_app.interfaces.training import PublishGenerator
 from bids_app.plan import train as planning
 from bids_app.plan.study import Study, seed_of
 from bids_app.plan.train import (
+    assign_folds,
     baseline_paths,
     bases_of,
     choose_initial,
-    deal,
     gather_records,
     plan_model,
     plan_storage,
@@ -68,7 +68,7 @@ def stored(count):
 def plan(count=7, study=STUDY, name=NAME, spec=SPEC):
     visits = stored(count)
     controls = {visit.participant: control(visit.participant) for visit in visits}
-    return plan_model(study, name, spec, deal(study, visits), controls)
+    return plan_model(study, name, spec, assign_folds(study, visits), controls)
 
 
 # Volumes
@@ -170,7 +170,7 @@ def test_what_a_row_went_on_from_is_in_its_card_and_its_checkpoints_are_others(s
     choice = choose_initial("before", here, {"row": SMALL}, [], sloppy=False)
     visits = stored(7)
     controls = {visit.participant: control(visit.participant) for visit in visits}
-    dealt = deal(STUDY, visits)
+    dealt = assign_folds(STUDY, visits)
     later = plan_model(STUDY, NAME, SMALL, dealt, controls, initial=choice)
     new = plan_model(STUDY, NAME, SMALL, dealt, controls)
     assert card_from(dict(later.card)).initialized_from == first.origins
@@ -185,7 +185,7 @@ def test_what_a_row_went_on_from_is_in_its_card_and_its_checkpoints_are_others(s
 @given(count=st.integers(3, 12), folds=st.integers(2, 3), seed=st.integers(0, 50))
 def test_folds_leave_each_control_out_once(count, folds, seed):
     visits = stored(count)
-    dealt = deal(replace(STUDY, folds=folds, seed=seed), visits)
+    dealt = assign_folds(replace(STUDY, folds=folds, seed=seed), visits)
     assert [fold.number for fold in dealt] == list(range(1, folds + 1))
     left_out = [one.participant for fold in dealt for one in fold.validation]
     assert sorted(left_out) == [visit.participant for visit in visits]
@@ -196,12 +196,12 @@ def test_folds_leave_each_control_out_once(count, folds, seed):
 
 def test_folds_follow_the_seed_of_the_run_and_nothing_else():
     visits = stored(12)
-    assert deal(STUDY, visits) == deal(replace(STUDY, fwhm=9, versions={}), visits)
-    assert deal(STUDY, visits) != deal(replace(STUDY, seed=6), visits)
+    assert assign_folds(STUDY, visits) == assign_folds(replace(STUDY, fwhm=9, versions={}), visits)
+    assert assign_folds(STUDY, visits) != assign_folds(replace(STUDY, seed=6), visits)
 
 
 def test_a_control_that_is_added_or_lost_changes_the_digests_of_folds():
-    one, other = (deal(STUDY, stored(count)) for count in (6, 7))
+    one, other = (assign_folds(STUDY, stored(count)) for count in (6, 7))
     assert all(a.digests != b.digests for a, b in zip(one, other, strict=True))
 
 
@@ -213,9 +213,9 @@ def test_digests_tell_training_from_validation():
 
 def test_too_few_controls_are_refused():
     with pytest.raises(UnusableDataError, match=r"2 subject.* fewer than --folds 3"):
-        deal(STUDY, stored(2))
+        assign_folds(STUDY, stored(2))
     with pytest.raises(UsageError, match="--folds 1"):
-        deal(replace(STUDY, folds=1), stored(2))
+        assign_folds(replace(STUDY, folds=1), stored(2))
 
 
 # Seeds and checkpoints
@@ -255,7 +255,7 @@ def test_checkpoints_stay_where_the_work_is():
     controls = {
         image.participant: control(image.participant, out=Path("/elsewhere")) for image in stored(7)
     }
-    other = plan_model(versions, NAME, SPEC, deal(versions, stored(7)), controls)
+    other = plan_model(versions, NAME, SPEC, assign_folds(versions, stored(7)), controls)
     assert plan().checkpoints == other.checkpoints
     assert {path.parent for path in other.checkpoints} == {Path("/work/checkpoints") / NAME}
     names = [path.name.partition("_")[0] for path in other.checkpoints]
@@ -278,7 +278,7 @@ def test_a_synthetic_pet_is_named_by_bids_below_its_row(session):
 
 
 def test_each_fold_tells_of_those_it_left_out():
-    made, folds = plan(), deal(STUDY, stored(7))
+    made, folds = plan(), assign_folds(STUDY, stored(7))
     assert len(made.records) == 3
     for fold, records, pets in zip(folds, made.records, made.pets, strict=True):
         assert records == records_path(STUDY, NAME, fold.number)
@@ -306,7 +306,7 @@ def test_a_sidecar_says_that_it_is_synthetic_and_whose_it_is():
 
 
 def test_files_of_rows_and_baselines_do_not_collide():
-    folds = deal(STUDY, stored(7))
+    folds = assign_folds(STUDY, stored(7))
     paths = baseline_paths(STUDY, folds)
     paths += [path for name in MODELS for path in plan(name=name).records]
     paths += [path for name in MODELS for pets in plan(name=name).pets for path, _ in pets]
@@ -376,10 +376,10 @@ def test_a_table_holds_what_rests_on_the_images_and_folds_of_this_run(
     tmp_path, earlier, with_baselines
 ):
     """A row of an earlier run has the same names of people, and may be of another grid."""
-    study, folds = replace(STUDY, output_dir=tmp_path), deal(STUDY, stored(7))
+    study, folds = replace(STUDY, output_dir=tmp_path), assign_folds(STUDY, stored(7))
     before, images = EARLIER[earlier]
     before = replace(before, output_dir=tmp_path)
-    write_scores(before, "semi3d-gan", deal(before, images))
+    write_scores(before, "semi3d-gan", assign_folds(before, images))
     write_scores(study, "tissue", folds)
     if with_baselines:
         write_scores(study, "baselines", folds)
@@ -393,7 +393,7 @@ def test_a_table_holds_what_rests_on_the_images_and_folds_of_this_run(
 
 
 def test_scores_that_do_not_tell_what_they_rest_on_are_in_no_table(tmp_path):
-    study, folds = replace(STUDY, output_dir=tmp_path), deal(STUDY, stored(7))
+    study, folds = replace(STUDY, output_dir=tmp_path), assign_folds(STUDY, stored(7))
     for name in ("tissue", "baselines"):
         write_scores(study, name, folds, told=False)
     records, (note,) = gather_records(study, folds)
@@ -402,7 +402,7 @@ def test_scores_that_do_not_tell_what_they_rest_on_are_in_no_table(tmp_path):
 
 
 def test_a_row_of_which_a_fold_has_no_scores_is_in_no_table(tmp_path):
-    study, folds = replace(STUDY, output_dir=tmp_path), deal(STUDY, stored(7))
+    study, folds = replace(STUDY, output_dir=tmp_path), assign_folds(STUDY, stored(7))
     write_scores(study, "tissue", folds)
     records_path(study, "tissue", 2).unlink()
     assert gather_records(study, folds) == (
@@ -422,7 +422,7 @@ def test_what_cross_validation_writes_never_passes_for_a_measurement(tmp_path, r
     before = find_preprocessed(out, TEMPLATE, 4.0)
     controls = {one.subject: one for one in before}
     visits = [stored_image(label, tmp_path / label, label) for label in controls]
-    made = plan_model(study, NAME, SPEC, deal(study, visits), controls)
+    made = plan_model(study, NAME, SPEC, assign_folds(study, visits), controls)
     for pets in made.pets:
         for path, sidecar in pets:
             write_json(sidecar_path(path), {**sidecar, "Synthetic": False})

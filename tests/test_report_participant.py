@@ -28,10 +28,10 @@ from bids_app.report.figures import (
     mosaic,
     paint,
     position_of,
+    reorient_to_ras,
     spread,
     tissue_levels,
     trace,
-    turn_to_ras,
 )
 from bids_app.report.methods import LISTINGS, bibtex_of, write_citation, write_methods
 from bids_app.report.participant import is_current, shared_sources, write_subject_report
@@ -164,7 +164,7 @@ def head_with_a_mark(codes, turn, place):
 )
 def test_what_is_left_is_drawn_below_the_letter_l(codes, turn):
     place = np.array([-22.0, 14.0, 9.0])  # left, anterior, superior
-    image = turn_to_ras(head_with_a_mark(codes, turn, place))
+    image = reorient_to_ras(head_with_a_mark(codes, turn, place))
     where = np.unravel_index(image.data.argmax(), image.data.shape)
     sections = [
         Section(plane, int(where[axis])) for plane, axis in zip(PLANES, (2, 1, 0), strict=True)
@@ -186,7 +186,7 @@ def test_what_is_left_is_drawn_below_the_letter_l(codes, turn):
 def test_turning_moves_nothing_in_the_world(codes):
     place = np.array([-22.0, 14.0, 9.0])
     image = head_with_a_mark(codes, 10, place)
-    turned = turn_to_ras(image)
+    turned = reorient_to_ras(image)
     middle = ndimage.center_of_mass(turned.data)
     assert turned.affine[:3, :3] @ middle + turned.affine[:3, 3] == pytest.approx(place, abs=1.5)
     assert (np.diag(turned.affine)[:3] > 0).all()
@@ -194,7 +194,7 @@ def test_turning_moves_nothing_in_the_world(codes):
 
 
 def test_slices_keep_their_place_and_shape_when_cropped():
-    image = turn_to_ras(head_with_a_mark("LIA", 0, np.array([-22.0, 14.0, 9.0])))
+    image = reorient_to_ras(head_with_a_mark("LIA", 0, np.array([-22.0, 14.0, 9.0])))
     field = field_around(image.data > 0, image.zooms, 8)
     part = crop(image, field)
     (section,) = spread(image.data > 0, "axial", 1)

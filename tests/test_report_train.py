@@ -32,7 +32,7 @@ from bids_app.report.charts import (
     sweeps_of,
 )
 from bids_app.report.gallery import choose, draw_gallery
-from bids_app.report.methods import MORE_REFERENCES, REFERENCES, tell_specs, write_methods
+from bids_app.report.methods import MORE_REFERENCES, REFERENCES, describe_specs, write_methods
 from bids_app.report.table1 import (
     BASELINES,
     COLUMNS,
@@ -936,7 +936,9 @@ def test_methods_tell_what_was_done_with_which_version(tree):
 
 def test_a_reference_is_listed_when_it_is_cited_and_every_one_is():
     spec = MODELS["semi3d-cyclegan"]
-    full = write_methods("train", {}, {**tell_specs({"one": spec}), "lpips": True, "tested": True})
+    full = write_methods(
+        "train", {}, {**describe_specs({"one": spec}), "lpips": True, "tested": True}
+    )
     keys = re.findall(r'^"(.*)" = "(.*)"$', MORE_REFERENCES.read_text(), re.M)
     assert len(keys) == 8
     assert all(key in full and text in full for key, text in keys)
@@ -944,7 +946,7 @@ def test_a_reference_is_listed_when_it_is_cited_and_every_one_is():
     body = full.partition("References")[0].replace("\n", " ")
     cited = re.findall(r"[A-Z][\w-]+(?: (?:et al\.|and [A-Z]\w+))?, \d{4}", body)
     assert {one.replace("  ", " ") for one in cited} <= set(known)
-    plain = write_methods("train", {}, tell_specs({"one": spec}))
+    plain = write_methods("train", {}, describe_specs({"one": spec}))
     assert "Holm S" not in plain
     assert "Zhang R" not in plain
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_app.resources import VARIABLES, settled
+from bids_app.resources import VARIABLES, writable_caches
 
 FUNCTIONS = 3  # that smo compiles for its callers: scale, fit, score
 
@@ -18,7 +18,7 @@ def test_places_that_can_be_written_to_stay(tmp_path):
     own.mkdir()
     environment = {"HOME": str(tmp_path), "MPLCONFIGDIR": str(own)}
     before = dict(environment)
-    with settled(environment) as made:
+    with writable_caches(environment) as made:
         assert made is None
         assert environment == before
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["own"]
@@ -27,7 +27,7 @@ def test_places_that_can_be_written_to_stay(tmp_path):
 @pytest.mark.parametrize("home", [{}, {"HOME": ""}, {"HOME": "/proc"}, {"HOME": "/no/such/folder"}])
 def test_without_a_home_there_are_places_for_a_while(home):
     environment = dict(home)
-    with settled(environment) as made:
+    with writable_caches(environment) as made:
         for name in VARIABLES:
             place = Path(environment[name])
             assert place.parent == made
@@ -43,7 +43,7 @@ def test_a_home_of_somebody_else_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda place, _: str(place) != str(tmp_path))  # root may all
     monkeypatch.setattr("bids_app.resources.is_writable", lambda folder: folder != tmp_path)
     environment = {"HOME": str(tmp_path)}
-    with settled(environment) as made:
+    with writable_caches(environment) as made:
         assert Path(environment["HOME"]).parent == made
         assert list(Path(environment["HOME"]).iterdir()) == []
     assert environment == {"HOME": str(tmp_path)}
@@ -59,7 +59,7 @@ def test_what_cannot_be_written_to_is_copied(tmp_path, monkeypatch):
         "bids_app.resources.is_writable", lambda folder: folder != filled
     )  # root may
     environment = {"HOME": str(tmp_path), "NUMBA_CACHE_DIR": str(filled)}
-    with settled(environment):
+    with writable_caches(environment):
         copy = Path(environment["NUMBA_CACHE_DIR"], "deep", "code")
         assert copy.read_bytes() == b"\x00\x01"
         copy.write_bytes(b"new")
@@ -77,7 +77,7 @@ import os, sys
 import numpy as np
 from bids_app import resources
 resources.is_writable = lambda folder: str(folder) != sys.argv[1]
-with resources.settled(os.environ):
+with resources.writable_caches(os.environ):
     from bids_app.detection.oneclass import VoxelwiseOneClassSVM
     x = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
     VoxelwiseOneClassSVM(threads=1).fit(x).decision_function(x)

@@ -21,11 +21,11 @@ from bids_app.simulation.cohort import template_anatomy
 from bids_app.simulation.geometry import (
     ORIENTATIONS,
     Displacement,
-    carry,
     draw_displacement,
+    grid_over_box,
     itk_text,
-    lay_grid,
     thin_cortex,
+    warp_head,
     widen_ventricles,
 )
 from bids_app.simulation.images import (
@@ -39,7 +39,7 @@ from bids_app.simulation.images import (
     paint_t1w,
     pattern_of_template,
     random_contrast,
-    see,
+    resample_to_scanner,
     usual_pattern,
 )
 from bids_app.simulation.lesions import (
@@ -79,7 +79,7 @@ def jacobian(displacement: Displacement) -> np.ndarray:
 def deform(anatomy: Anatomy, rng: np.random.Generator, *, strength: float = 1.0):
     """Make another head out of one, on the same grid."""
     displacement = draw_displacement(anatomy.grid, rng, strength=strength)
-    return carry(anatomy, displacement, anatomy.grid), displacement
+    return warp_head(anatomy, displacement, anatomy.grid), displacement
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_same_head_on_two_grids_is_the_same_head(head, rng):
     box = head_box(head)
     volumes, centres = [], []
     for orientation in ("RAS", "LIA"):
-        seen = carry(head, displacement, lay_grid(*box, 4.0, orientation=orientation))
+        seen = warp_head(head, displacement, grid_over_box(*box, 4.0, orientation=orientation))
         stem = np.argwhere(seen.labels == 16)
         volumes.append(len(stem))
         centres.append(seen.affine[:3, :3] @ stem.mean(axis=0) + seen.affine[:3, 3])
@@ -269,7 +269,7 @@ def test_ventricles_widen_with_atrophy_and_nothing_folds(head, rng):
     for atrophy in (0.0, 0.5, 1.0):
         widened = widen_ventricles(head, displacement, atrophy)
         assert jacobian(widened).min() > 0
-        carried = carry(head, widened, lay_grid(*head_box(head), 2.0))
+        carried = warp_head(head, widened, grid_over_box(*head_box(head), 2.0))
         volumes.append(np.isin(carried.labels, (4, 43)).sum())
         skulls.append(is_in_skull(carried.labels).sum())
     assert (np.diff(volumes) > 0.1 * volumes[0]).all()
@@ -321,7 +321,9 @@ def test_template_made_of_the_usual_pattern_gives_it_back(head):
     ones = np.ones(PATTERN_GRID.shape, np.float32)
     grid = grid_of_box((-92, -128, -76, 92, 92, 108), 4.0)
     tissue = flat[
-        carry(head, draw_displacement(head.grid, np.random.default_rng(0), strength=0), grid).labels
+        warp_head(
+            head, draw_displacement(head.grid, np.random.default_rng(0), strength=0), grid
+        ).labels
     ]
     bright = ones.copy()
     bright[:, : grid.shape[1] // 2] = 1.3  # the back of the brain
@@ -423,8 +425,8 @@ def test_pet_grid_keeps_the_truth_transform_true(head, orientation):
     placed = place_head(person, 4.0, rng, vary=False)
     pet = scan_pet(person, placed, np.array([600.0]), rng, vary=False)
     assert not np.allclose(pet.t1w_to_pet, np.eye(4), atol=1e-2)
-    grid = lay_grid(*head_box(placed), 3.0, orientation=orientation)
-    onto = see(pet.noisefree, placed.affine, grid, np.linalg.inv(pet.t1w_to_pet))
+    grid = grid_over_box(*head_box(placed), 3.0, orientation=orientation)
+    onto = resample_to_scanner(pet.noisefree, placed.affine, grid, np.linalg.inv(pet.t1w_to_pet))
     brain = is_brain(placed.labels)
     centre = np.append(middle_of(pet.noisefree, placed.affine), 1)
     np.testing.assert_allclose(middle_of(onto, grid.affine), (pet.t1w_to_pet @ centre)[:3], atol=1)
@@ -432,7 +434,7 @@ def test_pet_grid_keeps_the_truth_transform_true(head, orientation):
     def correlation(shift):
         moved = pet.t1w_to_pet.copy()
         moved[:3, 3] += shift
-        back = see(onto, grid.affine, placed.grid, moved)
+        back = resample_to_scanner(onto, grid.affine, placed.grid, moved)
         one, other = (ndimage.gaussian_filter(volume, 0.85) for volume in (back, pet.noisefree))
         return np.corrcoef(one[brain], other[brain])[0, 1]
 

@@ -11,7 +11,7 @@ from trainings import CYCLE, SIMPLE
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.synthesis import checkpoint
 from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
-from bids_app.synthesis.training import Fit, go_on
+from bids_app.synthesis.training import Fit, resume_training
 
 
 def start(spec, seed=0):
@@ -21,7 +21,7 @@ def start(spec, seed=0):
 def run(fit, pairs, scores=None, last_epoch=4):
     """Fit, with given SSIM epoch by epoch; None goes without validation."""
     validate = None if scores is None else lambda _: scores[fit.training.epoch - 1]
-    return list(go_on(fit, pairs, validate=validate, last_epoch=last_epoch))
+    return list(resume_training(fit, pairs, validate=validate, last_epoch=last_epoch))
 
 
 def everything(fit):
@@ -87,8 +87,8 @@ def test_validation_does_not_change_what_is_learned(pairs):
         generator(torch.rand(1, 3, 24, 25))
         return 0.5
 
-    list(go_on(seen, pairs, validate=look, last_epoch=2))
-    list(go_on(unseen, pairs, validate=None, last_epoch=2))
+    list(resume_training(seen, pairs, validate=look, last_epoch=2))
+    list(resume_training(unseen, pairs, validate=None, last_epoch=2))
     assert seen.training.generators[0].training
     one, other = seen.training.generators.state_dict(), unseen.training.generators.state_dict()
     assert all(torch.equal(one[n], other[n]) for n in one)
@@ -102,7 +102,7 @@ def test_validation_does_not_change_what_is_learned(pairs):
 def test_an_interrupted_fit_ends_like_an_uninterrupted_one(tmp_path, pairs, spec, stopped):
     scores = [0.3, 0.6, 0.2, 0.5]
     uninterrupted = start(spec)
-    for line in go_on(
+    for line in resume_training(
         uninterrupted,
         pairs,
         last_epoch=4,

@@ -20,7 +20,7 @@ from bids_app.synthesis.reference import (
     Reference,
     describe_novelty,
     gather_reference,
-    look_at,
+    measure_cubes,
     measure_traits,
     novelty,
     read_reference,
@@ -111,13 +111,13 @@ def test_the_mean_pet_is_of_those_who_have_brain_there():
 def test_a_t1w_is_seen_by_mean_and_spread_of_its_cubes():
     t1w = np.zeros((2, 2, 3), np.float32)
     t1w[..., 0], t1w[..., 1], t1w[..., 2] = 0.2, 0.8, 0.5
-    mean, spread = look_at(t1w, (4.0, 4.0, 4.0))  # 2×2×2 voxels, and 2×2×1
+    mean, spread = measure_cubes(t1w, (4.0, 4.0, 4.0))  # 2×2×2 voxels, and 2×2×1
     assert mean == pytest.approx(np.array([[[0.5, 0.5]]]))
     assert spread == pytest.approx(np.array([[[0.3, 0.0]]]), abs=1e-6)
 
 
 def test_training_t1w_are_known_by_mean_and_standard_deviation(visits):
-    looks = [look_at(visit.t1w, ZOOMS) for visit in visits[:2]]
+    looks = [measure_cubes(visit.t1w, ZOOMS) for visit in visits[:2]]
     both = gather_reference(visits[:2])
     assert both.t1w_mean == pytest.approx((looks[0] + looks[1]) / 2, abs=1e-6)
     assert both.t1w_sd == pytest.approx(np.abs(looks[0] - looks[1]) / np.sqrt(2), abs=1e-6)

@@ -9,14 +9,14 @@ from bids_app.synthesis.statistics import split
 cohorts = st.sets(st.text("abc019", min_size=1, max_size=4), min_size=2, max_size=40)
 
 
-def deal(subjects, folds, seed=3):
+def assign_folds(subjects, folds, seed=3):
     return split(subjects, folds, np.random.default_rng(seed))
 
 
 @given(cohorts, st.data())
 def test_every_subject_validates_once(cohort, data):
     folds = data.draw(st.integers(2, len(cohort)))
-    sets = deal(cohort, folds)
+    sets = assign_folds(cohort, folds)
     assert len(sets) == folds
     everyone = [subject for one in sets for subject in one]
     assert sorted(everyone) == sorted(cohort)
@@ -31,21 +31,21 @@ def test_every_subject_validates_once(cohort, data):
 def test_neither_order_nor_repetition_matters(cohort, random, seed):
     shuffled = [*cohort, *list(cohort)[:3]]  # some have two visits
     random.shuffle(shuffled)
-    assert deal(shuffled, 2, seed) == deal(sorted(cohort), 2, seed)
+    assert assign_folds(shuffled, 2, seed) == assign_folds(sorted(cohort), 2, seed)
 
 
 def test_the_folds_of_the_paper():
     cohort = [f"{n:02}" for n in range(35)]
-    sets = deal(cohort, 4)
+    sets = assign_folds(cohort, 4)
     assert [len(one) for one in sets] == [9, 9, 9, 8]
     assert [len(set(cohort) - set(one)) for one in sets] == [26, 26, 26, 27]
 
 
 def test_chance_decides_and_can_be_repeated():
     cohort = [f"{n:02}" for n in range(35)]
-    assert deal(cohort, 4, 1) == deal(cohort, 4, 1)
-    assert deal(cohort, 4, 1) != deal(cohort, 4, 2)
-    assert deal(cohort, 4, 1)[0] != tuple(cohort[:9])
+    assert assign_folds(cohort, 4, 1) == assign_folds(cohort, 4, 1)
+    assert assign_folds(cohort, 4, 1) != assign_folds(cohort, 4, 2)
+    assert assign_folds(cohort, 4, 1)[0] != tuple(cohort[:9])
 
 
 def test_everyone_is_as_likely_in_the_first_fold():
@@ -60,10 +60,10 @@ def test_everyone_is_as_likely_in_the_first_fold():
 @pytest.mark.parametrize("folds", [1, 0, -2])
 def test_fewer_than_two_folds(folds):
     with pytest.raises(UsageError, match=f"--folds {folds}"):
-        deal(["a", "b", "c"], folds)
+        assign_folds(["a", "b", "c"], folds)
 
 
 @pytest.mark.parametrize("cohort", [[], ["a", "b", "c"], ["a", "b", "c", "a", "b"]])
 def test_fewer_subjects_than_folds(cohort):
     with pytest.raises(UnusableDataError, match=f"{len(set(cohort))} subject.*--folds 4"):
-        deal(cohort, 4)
+        assign_folds(cohort, 4)

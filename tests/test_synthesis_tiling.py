@@ -11,8 +11,8 @@ from bids_app.synthesis.tiling import (
     SliceTriplets,
     WholeVolume,
     overlap,
-    turn,
-    turn_back,
+    reorient,
+    reorient_back,
 )
 
 STEPS = (1, 2, 3)
@@ -90,18 +90,24 @@ def test_triplets_that_would_leave_slices_out_are_refused(step):
 @given(shape=st.tuples(sides, sides, sides))
 def test_turning_back_undoes_turning(axes, shape):
     tile = torch.arange(torch.Size(shape).numel()).reshape(shape)
-    assert torch.equal(turn_back(turn(tile, axes), axes), tile)
-    assert sorted(turn(tile, axes).shape) == sorted(shape)
+    assert torch.equal(reorient_back(reorient(tile, axes), axes), tile)
+    assert sorted(reorient(tile, axes).shape) == sorted(shape)
 
 
 def test_there_are_eight_ways_to_lay_a_slice():
     tile = torch.arange(6).reshape(2, 3)
     assert (
-        len({(turn(tile, axes).shape, *turn(tile, axes).flatten().tolist()) for axes in AXES}) == 8
+        len(
+            {
+                (reorient(tile, axes).shape, *reorient(tile, axes).flatten().tolist())
+                for axes in AXES
+            }
+        )
+        == 8
     )
-    assert turn(tile, "RA") is tile
-    assert turn(tile, "LA").tolist() == [[3, 4, 5], [0, 1, 2]]
-    assert turn(tile, "AR").tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert reorient(tile, "RA") is tile
+    assert reorient(tile, "LA").tolist() == [[3, 4, 5], [0, 1, 2]]
+    assert reorient(tile, "AR").tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 @pytest.mark.parametrize("tiling", [SliceTriplets, SingleSlices])

@@ -13,7 +13,7 @@ from bids_app.nifti import Owner
 from bids_app.synthesis.inference import predict
 from bids_app.synthesis.models import TissueSpec
 from bids_app.synthesis.pairs import Volumes
-from bids_app.synthesis.tissue import _solve, carry_tissue_model, fit_tissue_model
+from bids_app.synthesis.tissue import _solve, fit_tissue_model, resample_tissue_model
 
 pytestmark = pytest.mark.slow
 
@@ -218,7 +218,7 @@ def test_predictions_have_the_mean_that_the_scale_of_pet_gives_all():
 
 
 def carried_to(model, affine, shape):
-    return carry_tissue_model(model, np.diag([*ZOOMS, 1.0]), Grid(shape, affine))
+    return resample_tissue_model(model, np.diag([*ZOOMS, 1.0]), Grid(shape, affine))
 
 
 def test_a_model_that_is_carried_to_its_own_grid_is_itself():

@@ -26,7 +26,7 @@ from bids_app.imaging.coverage import field_of_view
 from bids_app.imaging.pose import Pose, PoseSearch
 from bids_app.imaging.similarity import normalized_mutual_information
 from bids_app.imaging.verdict import Judgement, classify, expected_uptake, judge_pet, winsorize
-from bids_app.imaging.volume import Affine, Mask, Volume, thin
+from bids_app.imaging.volume import Affine, Mask, Volume, downsample
 
 Levels = Mapping[str, Sequence[int]]
 
@@ -183,7 +183,7 @@ def _winsorized(image: sitk.Image) -> sitk.Image:
 
 
 def _coarse(image: nifti.Image) -> nifti.Image:
-    data, affine = thin(np.nan_to_num(image.data), image.affine, COARSE)
+    data, affine = downsample(np.nan_to_num(image.data), image.affine, COARSE)
     return nifti.Image(data, affine)
 
 

@@ -53,7 +53,7 @@ from bids_app.plan.detectors import (
     refuse_card,
     refuse_sets,
     refuse_settings,
-    settle_detectors,
+    resolve_detectors,
 )
 from bids_app.plan.estimate import add_up, estimate_group
 from bids_app.plan.group import (
@@ -66,7 +66,7 @@ from bids_app.plan.group import (
     take_covariates,
 )
 from bids_app.plan.problems import Problem, error_of, problem_of
-from bids_app.plan.study import Study, grid_of, plan_study, settle_grid
+from bids_app.plan.study import Study, grid_of, plan_study, resolve_grid
 from bids_app.report.group import write_group_report
 from bids_app.report.page import RunSummary
 from bids_app.settings import Settings
@@ -393,12 +393,12 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
     if settings.reports_only:
         return _report_again(settings, console)
     try:
-        settings, grid = settle_grid(settings)
+        settings, grid = resolve_grid(settings)
     except MissingInputError:
         _read_detector(settings)  # an error about its grid takes precedence
         raise
     card = _read_detector(settings)
-    settings = settle_detectors(settings, card)
+    settings = resolve_detectors(settings, card)
     version = run_record.versions["mri2pet"]
     subjects = choose_subjects(settings, controls=card is None, version=version)
     subjects = replace(subjects, notes=(*grid, *subjects.notes))
@@ -412,7 +412,7 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
         _estimate(settings, usable, card, console)
         return _close_dry(usable, subjects.problems, console)
     with begin(settings, run_record, console, results=["group"]):
-        seen, problems = _carry_out(
+        seen, problems = _run_detection(
             settings,
             subjects,
             card,
@@ -424,7 +424,7 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
     return _close(settings, seen, problems, console)
 
 
-def _carry_out(
+def _run_detection(
     settings: Settings,
     subjects: Subjects,
     card: DetectorCard | None,

@@ -16,7 +16,7 @@ from bids_app.report.group import write_group_methods
 from bids_app.report.methods import write_citation, write_methods
 from bids_app.report.train import write_training_methods
 from bids_app.settings import Settings
-from bids_app.workflows.execution import quiet
+from bids_app.workflows.execution import set_nipype_verbosity
 
 METHODS = {
     "train": write_training_methods,
@@ -62,7 +62,7 @@ def run(settings: Settings) -> int:
     Mri2petError
         If the run cannot start, or none of its input can be used.
     """
-    quiet(LOUDNESS.get(settings.verbose, logging.INFO))
+    set_nipype_verbosity(LOUDNESS.get(settings.verbose, logging.INFO))
     console, run_record = Console(), provenance.start_record()
     if settings.boilerplate_only:
         console.close(_write_methods(settings, run_record))

@@ -36,13 +36,13 @@ from bids_app.imaging.volume import Grid, count_cubes, cube_sides, zooms_of
 from bids_app.plan.cohort import Subjects, choose_controls
 from bids_app.plan.estimate import estimate_training
 from bids_app.plan.problems import Problem, error_of, refuse_other_grids
-from bids_app.plan.study import Study, grid_of, plan_study, settle_grid
+from bids_app.plan.study import Study, grid_of, plan_study, resolve_grid
 from bids_app.plan.train import (
     GENERATORS,
+    assign_folds,
     baseline_paths,
     bases_of,
     choose_initial,
-    deal,
     gather_records,
     plan_model,
     plan_storage,
@@ -101,7 +101,7 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
     started = time.monotonic()
     refuse_places(settings)
     _refuse_specs(settings)
-    settings, grid = settle_grid(settings)
+    settings, grid = resolve_grid(settings)
     if settings.reports_only:
         return _report_again(settings, console)
     controls = choose_controls(settings, run_record.versions["mri2pet"])
@@ -120,7 +120,7 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
         _refuse_twins(stored)
         people = [image.participant for image in stored]
         refuse_few(names=_names(settings), people=people, folds=settings.folds)
-        folds = deal(study, stored)
+        folds = assign_folds(study, stored)
         problems += [*controls.problems, *_compute(study, controls, folds, means, runner)]
         summary = summarize_run(run_record, started)
         problems += _finish(
@@ -153,7 +153,7 @@ def _prepare(
     if not fit:
         raise error_of(problems)
     refuse_few(names=_names(settings), people=[i.participant for i in fit], folds=settings.folds)
-    deal(study, fit)
+    assign_folds(study, fit)
     for name in _names(settings):
         refuse_small_grid(name, spec_of(name, settings), study.grid)
     _initial(study, [image.participant for image in fit], settings)

@@ -16,7 +16,7 @@ from pathlib import Path
 from bids_app.dataset.index import DATATYPE, IMAGE
 from bids_app.errors import CannotCreateError, InvalidBidsError, UsageError, name_some
 from bids_app.files import NOWHERE, place_in, why_no_file
-from bids_app.lifeline import last_act, tied
+from bids_app.lifeline import call_on_signal, tied
 
 SUFFIX = {datatype: suffix for suffix, datatype in DATATYPE.items()}
 # Names that suggest an image: T1w, T1 or pet as a word, or a sequence such as MPRAGE
@@ -140,7 +140,7 @@ def _run(command: str, bids_dir: Path) -> subprocess.CompletedProcess[str]:
     arguments = ["--format", "json", "--ignoreWarnings", "--ignoreNiftiHeaders"]
     with (
         tempfile.TemporaryDirectory() as cache,  # HOME may be absent or read-only
-        last_act(partial(shutil.rmtree, cache, ignore_errors=True)),
+        call_on_signal(partial(shutil.rmtree, cache, ignore_errors=True)),
     ):
         environment = {**os.environ, "DENO_DIR": cache, "DENO_NO_UPDATE_CHECK": "1"}
         environment.pop("BIDS_SCHEMA", None)  # use the bundled schema, not one from the network

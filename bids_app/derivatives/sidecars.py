@@ -459,7 +459,7 @@ class Faults(list[str]):
         inside = path.is_relative_to(self.root)
         return path.relative_to(self.root).as_posix() if inside else str(path)
 
-    def tell_unread(self, path: Path) -> None:
+    def add_unread(self, path: Path) -> None:
         """Add a sentence that a file is missing, or that it cannot be read if it exists."""
         self.add(path, " cannot be read." if path.exists() else " is missing.")
 
@@ -488,7 +488,7 @@ def read_lines(path: Path, needed: Sequence[str], faults: Faults) -> list[Cells]
     try:
         lines = read_tsv(path)
     except Mri2petError:
-        faults.tell_unread(path)
+        faults.add_unread(path)
         return []
     if not lines:
         faults.add(path, " is empty." if path.exists() else " is missing.")

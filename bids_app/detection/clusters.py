@@ -361,7 +361,7 @@ def find_clusters(
         See :func:`threshold_of`; also if there are more clusters than labels.
     """
     threshold = threshold_of(score, brain, extent)
-    axes, steps, turned = _turn_to_ras(affine, score.shape)
+    axes, steps, turned = _reorient_to_ras(affine, score.shape)
     exceeding = brain & (score > threshold)
     parts, count = ndimage.label(exceeding.transpose(axes)[steps], CORNERS)
     indices = np.nonzero(parts)
@@ -384,7 +384,7 @@ def find_clusters(
     return clusters, labels
 
 
-def _turn_to_ras(
+def _reorient_to_ras(
     affine: Affine, shape: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[slice, ...], Affine]:
     """Return the order and direction of axes that reorient an array to RAS+, and its new affine."""

@@ -111,7 +111,7 @@ class Norm:
         return 0 - self.excess(volume, row)  # avoids negative zeros
 
 
-def learn_norm(volumes: Iterable[Volume], brain: Mask, *, least_sd: float = LEAST_SD) -> Norm:
+def fit_norm(volumes: Iterable[Volume], brain: Mask, *, least_sd: float = LEAST_SD) -> Norm:
     """Compute a norm from controls, with one volume in memory at a time.
 
     See Welford (1962), Technometrics 4:419-420. Each control counts where it has a value; a voxel
@@ -160,7 +160,7 @@ def learn_norm(volumes: Iterable[Volume], brain: Mask, *, least_sd: float = LEAS
     )
 
 
-def learn_adjusted_norm(
+def fit_adjusted_norm(
     volumes: Callable[[], Iterable[Volume]],
     brain: Mask,
     rows: NDArray[np.float64],
@@ -174,18 +174,18 @@ def learn_adjusted_norm(
     Parameters
     ----------
     volumes : callable
-        Function that returns the controls' volumes anew each time; see :func:`learn_norm`.
+        Function that returns the controls' volumes anew each time; see :func:`fit_norm`.
     brain : ndarray of bool, (I, J, K)
         Mask of the voxels to compute a norm for.
     rows : ndarray, (controls, numbers)
         Covariates of the controls.
     least_sd : float
-        See :func:`learn_norm`.
+        See :func:`fit_norm`.
 
     Raises
     ------
     ValueError
-        See :func:`learn_norm`; also if there are fewer than three controls beyond the number of
+        See :func:`fit_norm`; also if there are fewer than three controls beyond the number of
         slopes.
     """
     n, size = rows.shape
@@ -194,7 +194,7 @@ def learn_adjusted_norm(
     slopes = np.zeros((size, *brain.shape), np.float32)
     slopes[:, brain] = fit_slopes((volume[brain] for volume in volumes()), rows)
     adjusted = (adjust(volume, row, slopes) for volume, row in zip(volumes(), rows, strict=True))
-    norm = learn_norm(adjusted, brain, least_sd=least_sd)
+    norm = fit_norm(adjusted, brain, least_sd=least_sd)
     counts = np.float32(n) if norm.counts is None else norm.counts.astype(np.float32)
     degrees = np.where(counts - 1 - size >= 1, counts - 1 - size, np.nan)
     sd = np.where(brain, np.sqrt((counts - 1) / degrees) * norm.sd, 0).astype(np.float32)

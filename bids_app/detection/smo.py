@@ -290,7 +290,7 @@ def _solve(
     slopes, full, empty = room[0], room[1], room[2]
     full[:], empty[:] = LARGE, LARGE  # padding beyond the n samples cannot move
     for place in range(alpha.size):
-        _bound(alpha, place, full, empty)
+        _mark_bounds(alpha, place, full, empty)
     remaining = STEPS
     while True:
         gradient[:] = 0
@@ -326,19 +326,19 @@ def _descend(kernel: Singles, alpha: Floats, room: Singles, tolerance: float, li
             return step
         rising = _find(slopes, full, rise)
         up = kernel[rising]
-        best = _weigh(slopes, empty, rise, up, gains)
+        best = _compute_gains(slopes, empty, rise, up, gains)
         falling = _find(gains, empty, best)
         slope = float(slopes[falling]) - float(slopes[rising])
-        raised, lowered = _move(
+        raised, lowered = _move_pair(
             alpha, rising, falling, slope / max(2.0 - 2.0 * up[falling], FLATTEST)
         )
-        _bound(alpha, rising, full, empty)
-        _bound(alpha, falling, full, empty)
+        _mark_bounds(alpha, rising, full, empty)
+        _mark_bounds(alpha, falling, full, empty)
     return limit
 
 
 @njit
-def _bound(alpha: Floats, place: int | np.int32, full: Singles, empty: Singles) -> None:
+def _mark_bounds(alpha: Floats, place: int | np.int32, full: Singles, empty: Singles) -> None:
     """Record whether a coefficient can rise and fall."""
     full[place] = LARGE if alpha[place] >= 1 else 0
     empty[place] = LARGE if alpha[place] <= 0 else 0
@@ -367,7 +367,7 @@ def _find_ends(slopes: Singles, full: Singles, empty: Singles) -> tuple[np.float
 
 
 @njit(fastmath=FAST)
-def _weigh(
+def _compute_gains(
     slopes: Singles, empty: Singles, rise: np.float32, up: Singles, gains: Singles
 ) -> np.float32:
     """Compute the gain from lowering each coefficient, and return the largest."""
@@ -391,7 +391,7 @@ def _find(values: Singles, barred: Singles, target: np.float32) -> np.int32:
 
 
 @njit
-def _move(
+def _move_pair(
     alpha: Floats, rising: np.int32, falling: np.int32, step: float
 ) -> tuple[np.float32, np.float32]:
     """Raise one coefficient and lower another by a step, within [0, 1]; return the changes."""

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from bids_app.imaging.intensity import smooth
 from bids_app.imaging.similarity import correlation, dice
-from bids_app.imaging.volume import Affine, Mask, Volume, box_of_data, thin, zooms_of
+from bids_app.imaging.volume import Affine, Mask, Volume, box_of_data, downsample, zooms_of
 
 OUTSIDE, FLUID, GREY, WHITE = range(4)
 BINS, ROUNDS = 256, 50  # of the histogram; at most, of Lloyd's iteration
@@ -310,7 +310,8 @@ def judge_t1w(
         Correlation in the registered pose minus that in the best pose of a search.
     """
     (moved, coarse), (fixed, _), (inside, _) = (
-        thin(volume.astype(np.float32), affine, GRID) for volume in (t1w, template, template_brain)
+        downsample(volume.astype(np.float32), affine, GRID)
+        for volume in (t1w, template, template_brain)
     )
     zooms = zooms_of(coarse)
     deep = ndimage.distance_transform_edt(inside >= HALF, sampling=zooms) > DEPTH
@@ -346,7 +347,7 @@ def measure_brain(t1w: Volume, brain: Mask, affine: Affine) -> dict[str, float]:
     measures = {WHOLE: 1 - _section_at_edge(t1w, brain, zooms_of(affine))}
     box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in np.nonzero(brain))
     (data, coarse), (inside, _) = (
-        thin(part[box].astype(np.float32), affine, OWN_GRID) for part in (t1w, brain)
+        downsample(part[box].astype(np.float32), affine, OWN_GRID) for part in (t1w, brain)
     )
     zooms = zooms_of(coarse)
     depth = ndimage.distance_transform_edt(np.pad(inside >= HALF, 1), sampling=zooms)

@@ -71,7 +71,7 @@ def grid_of_box(box: Box, resolution: float) -> Grid:
     return Grid((x, y, z), affine)
 
 
-def thin(volume: Volume, affine: Affine, zoom: float) -> tuple[Volume, Affine]:
+def downsample(volume: Volume, affine: Affine, zoom: float) -> tuple[Volume, Affine]:
     """Downsample a volume by averaging blocks of voxels.
 
     Parameters
@@ -92,7 +92,7 @@ def thin(volume: Volume, affine: Affine, zoom: float) -> tuple[Volume, Affine]:
 
     Examples
     --------
-    >>> thin(np.array([[[1, 3, 5, 9, 100]]], np.float32), np.eye(4), 2.0)[0]
+    >>> downsample(np.array([[[1, 3, 5, 9, 100]]], np.float32), np.eye(4), 2.0)[0]
     array([[[2., 7.]]], dtype=float32)
     """
     steps = [
@@ -187,7 +187,7 @@ def mirror(volume: Volume, affine: Affine) -> Volume:
     ).astype(np.float32)
 
 
-def lay_labels(labels: NDArray[np.integer], affine: Affine, grid: Grid) -> NDArray[np.integer]:
+def resample_labels(labels: NDArray[np.integer], affine: Affine, grid: Grid) -> NDArray[np.integer]:
     """Resample a label image to a grid of the same space by nearest neighbour.
 
     Parameters

@@ -342,20 +342,20 @@ class Resample(SimpleInterface):
         return runtime
 
 
-class _CarryLabelsInputSpec(_ResampleInputSpec):
+class _ResampleLabelsInputSpec(_ResampleInputSpec):
     orientation = traits.Str(
         "", usedefault=True, desc="axis code of the image where its header has none, or empty"
     )
 
 
-class CarryLabels(Resample):
+class ResampleLabels(Resample):
     """Resample a mask or label image made by others to another grid.
 
     The image is first rewritten with equal sform and qform, because ITK chooses between them by
     rules of its own.
     """
 
-    input_spec = _CarryLabelsInputSpec
+    input_spec = _ResampleLabelsInputSpec
 
     def _run_interface(self, runtime):
         image = nifti.load(self.inputs.image, orientation=self.inputs.orientation)

@@ -34,8 +34,8 @@ from bids_app.detection.distribution import CheckedPet, draw_centres, measure_re
 from bids_app.detection.evaluation import common_brain
 from bids_app.detection.normative import (
     MEASURES,
-    learn_adjusted_norm,
-    learn_norm,
+    fit_adjusted_norm,
+    fit_norm,
     load_norms,
     save_norms,
     score_against,
@@ -320,13 +320,13 @@ class CompareSynthetic(SimpleInterface):
             session = f"ses-{owner.session}" if owner.session else None
             identity = (f"sub-{owner.participant}", session, kind, inputs.fold)
             scores = mean_map(pieces, brain, 1)
-            seen = self._see(encoder, Path(folder), scores, brain, np.array(owner.affine))
+            seen = self._measure(encoder, Path(folder), scores, brain, np.array(owner.affine))
             rows += [asdict(CheckedPet(*identity, *row)) for row in seen]
         write_json(Path(runtime.cwd) / "checked.json", {"checked": rows})
         self._results["checked"] = str(Path(runtime.cwd) / "checked.json")
         return runtime
 
-    def _see(self, encoder, folder, scores, brain, affine):
+    def _measure(self, encoder, folder, scores, brain, affine):
         """Compute the measures of one PET; patches that touch a hole are not drawn."""
         from bids_app.detection.autoencoder import reconstruction_errors, whole_patches
 
@@ -341,7 +341,7 @@ class CompareSynthetic(SimpleInterface):
     def _regions(self, brain, affine):
         if not self.inputs.atlas:
             return np.zeros(brain.shape, np.int16), {}
-        regions = nifti.lay_atlas(nifti.load(self.inputs.atlas), Grid(brain.shape, affine))
+        regions = nifti.resample_atlas(nifti.load(self.inputs.atlas), Grid(brain.shape, affine))
         return regions, read_labels(names_beside(Path(self.inputs.atlas)))
 
 
@@ -433,9 +433,9 @@ class FitNorm(ApplyNorm):
         for measure in MEASURES[self.inputs.detector]:
             volumes = partial(_measured, self.inputs, measure, *everyone)
             if rows.size:
-                norms.append(learn_adjusted_norm(volumes, brain, rows))
+                norms.append(fit_adjusted_norm(volumes, brain, rows))
             else:
-                norms.append(learn_norm(volumes(), brain))
+                norms.append(fit_norm(volumes(), brain))
         save_norms(cwd / "norm.safetensors", norms)
         self._results["norm"] = str(cwd / "norm.safetensors")
         return norms
@@ -494,9 +494,9 @@ class AverageControls(SimpleInterface):
         affine = np.array(read_owner(Path(inputs.controls[0])).affine)
         rows = np.array(inputs.covariates, float)
         if rows.size:
-            norm = learn_adjusted_norm(self._volumes, brain, rows, least_sd=0.0)
+            norm = fit_adjusted_norm(self._volumes, brain, rows, least_sd=0.0)
         else:
-            norm = learn_norm(self._volumes(), brain, least_sd=0.0)
+            norm = fit_norm(self._volumes(), brain, least_sd=0.0)
         description = f"{inputs.synthetic} of {len(inputs.controls)} PET SYNTHETIC"
         self._results["images"] = []
         for name, volume in (("mean", norm.mean), ("sd", norm.sd)):

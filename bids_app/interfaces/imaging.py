@@ -433,7 +433,7 @@ class MeasureRegions(SimpleInterface):
     def _run_interface(self, runtime):
         mask = nifti.load(self.inputs.mask)
         brain, grid = mask.data > 0, Grid(mask.data.shape, mask.affine)
-        regions = nifti.lay_atlas(nifti.load(self.inputs.atlas), grid)
+        regions = nifti.resample_atlas(nifti.load(self.inputs.atlas), grid)
         names = read_labels(Path(self.inputs.names))
         options = {"names": names, "voxel_volume": float(np.prod(mask.zooms))}
         rows = []

@@ -84,12 +84,12 @@ class SynthesizePET(SimpleInterface):
         import torch
 
         from bids_app.synthesis.inference import load_generator
-        from bids_app.synthesis.tissue import carry_tissue_model
+        from bids_app.synthesis.tissue import resample_tissue_model
 
         torch.set_num_threads(self.inputs.threads)
         generator, card = load_generator(folder, self.inputs.device)
         if not is_own_grid(card, grid):  # then a tissue model, as checked before the run
-            generator = carry_tissue_model(generator, np.array(card.affine), grid)
+            generator = resample_tissue_model(generator, np.array(card.affine), grid)
         return generator, card
 
     def _synthesize(self, t1w, generator, card):

@@ -160,7 +160,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     notes += _describe_stale(settings)
     notes += _describe_absent(labels, preprocessed, failed, problems)
     if not chosen:
-        raise _nobody(notes, failed, problems)
+        raise _no_controls_error(notes, failed, problems)
     warnings = compare_versions(_versions(chosen), version, advice=ANEW)
     _refuse_mixed_scales(chosen)
     warnings += [f"{gap}; no tile of training touches that" for gap in _describe_gaps(chosen)]
@@ -474,7 +474,7 @@ def _controls(
     notes += _describe_absent(labels, visits, failed, early)
     usable = [control for control in chosen if _rank(control) > 0]
     if needed and not usable:
-        raise _nobody(notes, failed, early)
+        raise _no_controls_error(notes, failed, early)
     return usable, notes, [*early, *problems]
 
 
@@ -649,7 +649,9 @@ def _versions(used: Iterable[Participant]) -> list[tuple[str, str]]:
     return [(f"sub-{label}", version_of(path)) for label, path in images if path is not None]
 
 
-def _nobody(notes: Sequence[str], failed: _Failed, problems: Sequence[Problem]) -> Mri2petError:
+def _no_controls_error(
+    notes: Sequence[str], failed: _Failed, problems: Sequence[Problem]
+) -> Mri2petError:
     """Return the error of a run without controls; the problems are those of visits not found."""
     if problems and not notes:
         return error_of(problems)

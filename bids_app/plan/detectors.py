@@ -35,9 +35,9 @@ from bids_app.files import place_in
 from bids_app.generators import is_one_of
 from bids_app.plan.cohort import Participant, Subjects, SyntheticMaker
 from bids_app.plan.group import (
+    assign_folds,
     atlas_of,
     choose_training_images,
-    deal,
     described,
     list_training_controls,
     refuse_few_beside,
@@ -72,7 +72,7 @@ INTENDED_USE = (
 )
 
 
-def settle_detectors(settings: Settings, card: DetectorCard | None) -> Settings:
+def resolve_detectors(settings: Settings, card: DetectorCard | None) -> Settings:
     """Resolve the detectors of a run and the options of their scores that the settings leave open.
 
     Parameters
@@ -231,7 +231,7 @@ def plan_sets(
     UnusableDataError
         If there are too few controls, or a set has none.
     """
-    dealt = deal(cohort.controls, study.folds, study.seed)
+    dealt = assign_folds(cohort.controls, study.folds, study.seed)
     for name in settings.training_set:
         trained = choose_training_images(name, cohort.controls, settings.synthetic_controls)
         images = len(trained) + len(cohort.patients)
@@ -256,7 +256,7 @@ def refuse_sets(study: Study, settings: Settings, cohort: Subjects) -> None:
     UsageError, UnusableDataError
         See :func:`plan_sets`.
     """
-    dealt = deal(cohort.controls, study.folds, study.seed)
+    dealt = assign_folds(cohort.controls, study.folds, study.seed)
     for name in settings.training_set:
         trained = choose_training_images(name, cohort.controls, settings.synthetic_controls)
         for detector in _detectors_of(name, settings):

@@ -167,7 +167,7 @@ def refuse_folds(folds: int, controls: int) -> None:
         )
 
 
-def deal(controls: Sequence[Participant], folds: int, seed: int) -> dict[str, int]:
+def assign_folds(controls: Sequence[Participant], folds: int, seed: int) -> dict[str, int]:
     """Assign controls to folds: those with a real PET evenly, then those without.
 
     Returns
@@ -205,7 +205,7 @@ def split(
         Controls whose real PETs are scored by the fold that leaves them out, whether they are in
         the training set or not.
     dealt : mapping
-        Result of :func:`deal`.
+        Result of :func:`assign_folds`.
     folds, seed : int
         Number of folds; seed of all randomness.
 

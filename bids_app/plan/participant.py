@@ -102,13 +102,13 @@ def _read_filters(path: Path | None) -> object:
         raise UsageError(f"{path}: cannot be read as JSON ({error}); correct it") from error
 
 
-def _vouched(scan: Scan, orientation: str) -> str:
+def _confirmed_orientation(scan: Scan, orientation: str) -> str:
     """Return the axis code confirmed by the user for a raw image, or "" for that of another app."""
     return orientation if scan.derived is None else ""
 
 
 def _check_t1w(t1w: Scan, orientation: str) -> Header:
-    header = nifti.inspect(t1w.used, orientation=_vouched(t1w, orientation))
+    header = nifti.inspect(t1w.used, orientation=_confirmed_orientation(t1w, orientation))
     if len(header.shape) != VOLUME_AXES:
         raise UnusableDataError(
             f"{t1w.used}: {header.shape[3]} volumes, where a T1w has one; average or choose one of "
@@ -127,7 +127,7 @@ def _is_one_volume(pet: Scan, header: Header | None) -> bool:
 
 
 def _check_pet(pet: Scan, chosen: Sequence[int], orientation: str) -> Header:
-    header = nifti.inspect(pet.used, orientation=_vouched(pet, orientation))
+    header = nifti.inspect(pet.used, orientation=_confirmed_orientation(pet, orientation))
     frames = _frames(header)
     if frames > 1:  # a single volume is used as it is, whatever frames its sidecar lists
         _check_durations(pet, frames, chosen)

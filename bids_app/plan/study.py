@@ -76,7 +76,7 @@ def seed_of(seed: int, name: str, place: int) -> int:
     return int(sequence.generate_state(1)[0])
 
 
-def settle_grid(settings: Settings) -> tuple[Settings, list[str]]:
+def resolve_grid(settings: Settings) -> tuple[Settings, list[str]]:
     """Use the template, resolution and box of the derivatives for those not given by the settings.
 
     Returns

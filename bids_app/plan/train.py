@@ -60,7 +60,7 @@ def plan_storage(study: Study, controls: Sequence[Preprocessed]) -> list[StoredI
     return plans
 
 
-def deal(study: Study, stored: Sequence[StoredImage]) -> list[Fold]:
+def assign_folds(study: Study, stored: Sequence[StoredImage]) -> list[Fold]:
     """Assign controls to folds.
 
     Raises

@@ -127,7 +127,7 @@ def format_expected(value: float | None) -> str:
     return f"{value:.3g}" if value < 1 else f"{value:.1f}"
 
 
-def columns_told(clusters: Sequence[Cluster]) -> tuple[bool, bool]:
+def columns_shown(clusters: Sequence[Cluster]) -> tuple[bool, bool]:
     """Return whether any cluster has a region, and whether any has an overlap with a lesion."""
     return (
         any(cluster.region for cluster in clusters),
@@ -293,7 +293,7 @@ def find_cards(
         try:
             card = read_card(folder, lenient=True)
         except Mri2petError:
-            faults.tell_unread(folder / CARD)
+            faults.add_unread(folder / CARD)
         else:
             name = card.name if applied is not None and card.name else folder.name
             cards[name] = (folder, card)

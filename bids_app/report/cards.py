@@ -142,9 +142,9 @@ def _read_card(folder: Path, faults: Faults) -> Card | None:
         card = read_card(folder, lenient=True)
     except Mri2petError:
         card = None
-        faults.tell_unread(folder / CARD)
+        faults.add_unread(folder / CARD)
     if not (folder / WEIGHTS).exists():
-        faults.tell_unread(folder / WEIGHTS)
+        faults.add_unread(folder / WEIGHTS)
     return card
 
 
@@ -160,17 +160,17 @@ def kept_epoch(epochs: Sequence[HistoryEpoch], fold: str) -> str:
     return f"{kept[-1]} of {fold_epochs[-1].epoch}" if kept else "n/a"
 
 
-def tell_number(spec: ModelSpec | None, name: str) -> str:
+def format_number(spec: ModelSpec | None, name: str) -> str:
     """Format a number of a spec, or "unknown" without a spec."""
     return UNKNOWN if spec is None else f"{getattr(spec, name):g}"
 
 
-def tell_losses(spec: ModelSpec | None) -> str:
+def format_losses(spec: ModelSpec | None) -> str:
     """Format the weights of the losses in use: ``"adversarial 1, cycle 10"``."""
     names = [] if spec is None else [name for name in LOSSES if getattr(spec, name)]
     if spec is not None and not spec.cycle:
         names = [name for name in names if name != "cycle_weight"]
-    losses = ", ".join(f"{LOSSES[name]} {tell_number(spec, name)}" for name in names)
+    losses = ", ".join(f"{LOSSES[name]} {format_number(spec, name)}" for name in names)
     return losses if losses else UNKNOWN
 
 
@@ -198,8 +198,8 @@ def _describe_training(card: Card, history: Sequence[HistoryEpoch]) -> dict[str,
     kept = kept_epoch(history, ALL)
     return {
         "epochs": f"at most {card.spec.epochs}" if kept == "n/a" else kept.partition(" ")[0],
-        "width": tell_number(card.spec, "width"),
-        "losses": tell_losses(card.spec),
+        "width": format_number(card.spec, "width"),
+        "losses": format_losses(card.spec),
     }
 
 
@@ -262,9 +262,9 @@ def by_configuration(specs: Specs, describe: Callable[[ModelSpec | None], str]) 
     Examples
     --------
     >>> from bids_app.synthesis.models import MODELS
-    >>> by_configuration(MODELS, lambda spec: tell_number(spec, "n_blocks"))
+    >>> by_configuration(MODELS, lambda spec: format_number(spec, "n_blocks"))
     '9 (semi-3D) and 2 (3D-patch)'
-    >>> by_configuration(MODELS, lambda spec: tell_number(spec, "beta1"))
+    >>> by_configuration(MODELS, lambda spec: format_number(spec, "beta1"))
     '0.5'
     """
     kinds = {name: "" if spec is None else kind_of(spec) for name, spec in specs.items()}

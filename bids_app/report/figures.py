@@ -128,7 +128,7 @@ class Section:
     index: int
 
 
-def turn_to_ras(image: Image) -> Image:
+def reorient_to_ras(image: Image) -> Image:
     """Permute and flip the axes of an image so that they point right, anterior and superior.
 
     Each axis is matched to the nearest world axis; an oblique image stays oblique.
@@ -137,7 +137,7 @@ def turn_to_ras(image: Image) -> Image:
     --------
     >>> voxels = np.arange(2, dtype=np.float32).reshape(2, 1, 1)
     >>> to_the_left = np.diag([-1.0, 1.0, 1.0, 1.0])
-    >>> turned = turn_to_ras(Image(voxels, to_the_left))
+    >>> turned = reorient_to_ras(Image(voxels, to_the_left))
     >>> turned.data.ravel().tolist(), turned.affine[0].tolist()
     ([1.0, 0.0], [1.0, 0.0, 0.0, -1.0])
     """

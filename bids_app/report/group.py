@@ -17,7 +17,7 @@ from bids_app.report.anomalies import (
     Detected,
     DetectorKey,
     cells_of,
-    columns_told,
+    columns_shown,
     find_detected,
     format_score,
     in_rank,
@@ -242,7 +242,7 @@ def cluster_table(detected: Detected, detector: DetectorKey) -> dict[str, object
         for cluster in sorted(listed.clusters, key=lambda cluster: cluster.rank)
         if cluster.rank <= FIRST
     ]
-    regions, lesions = columns_told([cluster for _, cluster in first])
+    regions, lesions = columns_shown([cluster for _, cluster in first])
     with_clusters = {
         (listed.participant, listed.session if listed.session else "") for listed in visits
     }

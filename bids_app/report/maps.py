@@ -12,7 +12,7 @@ from bids_app.derivatives.detections import Anomaly, backdrop_of, lesions_of
 from bids_app.errors import Mri2petError
 from bids_app.imaging.volume import Mask, Volume
 from bids_app.nifti import Image
-from bids_app.report.anomalies import columns_told, name_of
+from bids_app.report.anomalies import columns_shown, name_of
 from bids_app.report.figures import (
     AXIS_OF,
     PLANES,
@@ -33,8 +33,8 @@ from bids_app.report.panels import (
     bar_of_scores,
     bars_of_ranks,
     brightness,
-    lay_over,
     montage,
+    overlay,
     paint_ranks,
     paint_scores,
 )
@@ -143,7 +143,7 @@ def draw_score_map(score_map: ScoreMap, title: str, caption: str) -> Panel:
         for name, sections in zip(ROWS, blocks_of(mask_of(brain)), strict=True)
     )
     figures = (
-        lay_over(row, [scores.data], lambda _, values: paint_scores(values, heat), bars)
+        overlay(row, [scores.data], lambda _, values: paint_scores(values, heat), bars)
         for row in rows
     )
     return Panel(title, caption, tuple(figures))
@@ -217,7 +217,7 @@ def take_lesions(
     ``native`` reads them in the space of the participant's T1w instead of the template. Masks are
     ignored if clusters were not compared with them, because they are left over from an earlier run.
     """
-    if anomaly.clusters and not columns_told(anomaly.clusters)[1]:
+    if anomaly.clusters and not columns_shown(anomaly.clusters)[1]:
         return None
     paths = lesions_of(output_dir, anomaly, native=native)
     masks = [mask_of(cache.take(path, grid)) for path in paths]
@@ -256,7 +256,7 @@ def _draw(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
     figure = montage(f"Clusters of {first.name}", columns, sections, grid)
     hits = [_hits(volume, inside) for volume in volumes]
     bars = bars_of_ranks(lesions=inside is not None)
-    figure = lay_over(figure, volumes, lambda n, ranks: paint_ranks(ranks, hits[n]), bars)
+    figure = overlay(figure, volumes, lambda n, ranks: paint_ranks(ranks, hits[n]), bars)
     if inside is not None:
         outline = ("edge of the lesion", LESION, inside.astype(np.float32), 0.5)
         spots = dict.fromkeys(tile.spot for tile in figure.frames[0][1])

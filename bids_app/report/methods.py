@@ -25,9 +25,9 @@ from bids_app.report.cards import (
     TrainedModel,
     by_configuration,
     describe_grid,
+    format_losses,
+    format_number,
     grids_of,
-    tell_losses,
-    tell_number,
 )
 from bids_app.report.page import TEMPLATES, enumerate_words
 from bids_app.report.results import as_number
@@ -97,7 +97,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "cubes": (),
         "schedule": "",
         "stopped_early": False,
-        "specs": {},  # this and all fields from "losses" on come from tell_specs
+        "specs": {},  # this and all fields from "losses" on come from describe_specs
     },
     "group": {
         "detectors": (),  # names of DETECTORS
@@ -252,7 +252,7 @@ def participant_methods(visits: Sequence[Results], versions: Mapping[str, str]) 
 def training_methods(trained: TrainedModel, versions: Mapping[str, str], fwhm: float | None) -> str:
     """Return the methods of the train level, from its tables and cards."""
     fields = {
-        **tell_specs(trained.specs),
+        **describe_specs(trained.specs),
         "tissue": trained.has_tissue_model,
         "conditioned": trained.conditioned,
         "initial": trained.initial,
@@ -266,17 +266,17 @@ def training_methods(trained: TrainedModel, versions: Mapping[str, str], fwhm: f
     return write_methods("train", versions, fields)
 
 
-def tell_specs(specs: Specs) -> dict[str, object]:
+def describe_specs(specs: Specs) -> dict[str, object]:
     """Describe the architecture and training of models, as fields of the text on training."""
     tilings = [spec.tiling for spec in specs.values() if spec is not None]
     if not specs:
         return {}
     return {
-        "losses": {name: tell_losses(spec) for name, spec in specs.items()},
+        "losses": {name: format_losses(spec) for name, spec in specs.items()},
         "semi3d": any(isinstance(tiling, SliceTriplets) for tiling in tilings),
         "cubes": dict.fromkeys(filter(None, map(_describe_cubes, specs.values()))),
         "specs": {
-            name: by_configuration(specs, partial(tell_number, name=name)) for name in NUMBERS
+            name: by_configuration(specs, partial(format_number, name=name)) for name in NUMBERS
         },
         "schedule": by_configuration(specs, _describe_schedule),
         "stopped_early": bool(tilings),
@@ -372,6 +372,6 @@ def _describe_cubes(spec: ModelSpec | None) -> tuple[str, str, str] | None:
 
 def _describe_schedule(spec: ModelSpec | None) -> str:
     falls = spec is not None and spec.constant_epochs < spec.epochs
-    constant = tell_number(spec, "constant_epochs")
+    constant = format_number(spec, "constant_epochs")
     fall = f", constant for {constant} and then falling linearly to 0" if falls else ""
-    return f"at most {tell_number(spec, 'epochs')} epochs{fall}"
+    return f"at most {format_number(spec, 'epochs')} epochs{fall}"

@@ -118,7 +118,7 @@ def brightness(rank: int) -> float:
     return 1 - (1 - FAINTEST) * (min(rank, LAST_RANK) - 1) / (LAST_RANK - 1)
 
 
-def lay_over(
+def overlay(
     figure: Figure, volumes: Sequence[Volume], paint: Callable[[int, Volume], str], bars: Bars
 ) -> Figure:
     """Overlay pictures on the tiles of a figure with a single frame.

@@ -27,7 +27,7 @@ from bids_app.nifti import check_header
 from bids_app.report.anomalies import (
     OWN_PLACE,
     cells_of,
-    columns_told,
+    columns_shown,
     control_scores,
     find_cards,
     is_rare,
@@ -115,7 +115,7 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[
 
 def columns_of(anomaly: Anomaly) -> tuple[str, ...]:
     """Return the headings of a table of clusters; regions, lesions and T1w places only if known."""
-    regions, lesions = columns_told(anomaly.clusters)
+    regions, lesions = columns_shown(anomaly.clusters)
     columns = {
         "x, y, z (mm)": True,
         OWN_PLACE: bool(anomaly.own_clusters),

@@ -16,7 +16,7 @@ from bids_app.imaging.regions import RegionalUptake
 from bids_app.imaging.verdict import reasons_of, verdict_of
 from bids_app.imaging.volume import Mask
 from bids_app.nifti import Image, load
-from bids_app.report.figures import turn_to_ras
+from bids_app.report.figures import reorient_to_ras
 from bids_app.report.page import show
 
 Label = TypeVar("Label")
@@ -54,7 +54,7 @@ class ImageCache:
         if path not in self._images:
             if not path.exists():
                 raise MissingInputError(f"{self._name(path)} is missing.")
-            self._images[path] = turn_to_ras(load(path))
+            self._images[path] = reorient_to_ras(load(path))
         image = self._images[path]
         if image.data.ndim != 3:
             raise UnusableDataError(f"{self._name(path)} is not one volume.")

@@ -188,7 +188,7 @@ def table1(rows: Sequence[ScoreRow]) -> list[tuple[str, list[tuple[str, list[Cel
     ]
 
 
-def beside_the_paper(rows: Sequence[ScoreRow]) -> list[tuple[str, list[tuple[str, str]]]]:
+def compare_with_paper(rows: Sequence[ScoreRow]) -> list[tuple[str, list[tuple[str, str]]]]:
     """List our results beside the published ones, for rows that are in the paper."""
     pairs = []
     for row in rows:

@@ -32,7 +32,7 @@ from bids_app.report.methods import training_methods
 from bids_app.report.page import RunSummary, describe_demonstration, read_record, show, write_report
 from bids_app.report.results import as_number
 from bids_app.report.table1 import (
-    beside_the_paper,
+    compare_with_paper,
     full_name_of,
     is_baseline,
     least_p,
@@ -183,7 +183,7 @@ def _results(trained: TrainedModel, fwhm: float | None) -> dict[str, object]:
     folds = sorted({fold for epochs in histories.values() for fold in folds_of(epochs)}, key=rank)
     return {
         "groups": table1(trained.rows),
-        "pairs": beside_the_paper(trained.rows),
+        "pairs": compare_with_paper(trained.rows),
         "no_lpips": why_no_lpips(trained.rows),
         "matrices": matrices(trained.comparisons),
         "compared": names_of(trained.comparisons),

@@ -92,7 +92,7 @@ def table_of(values: dict[str, float]) -> NDArray[np.float32]:
     return table
 
 
-def belongs(labels: NDArray[np.int16], *groups: tuple[int, ...]) -> NDArray[np.bool_]:
+def labels_in(labels: NDArray[np.int16], *groups: tuple[int, ...]) -> NDArray[np.bool_]:
     """Return a mask of the voxels whose label is in one of the groups."""
     table = np.zeros(SIZE, bool)
     for group in groups:

@@ -15,10 +15,10 @@ from bids_app.simulation.anatomy import (
     CORTEX,
     SURROUNDINGS,
     Anatomy,
-    belongs,
     coordinates,
     fit_affine,
     is_in_skull,
+    labels_in,
 )
 
 ORIENTATIONS = ("RAS", "LAS", "LIA", "PSR", "LPS", "ASR")
@@ -26,7 +26,7 @@ DIRECTIONS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1),
 LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def lay_grid(
+def grid_over_box(
     low: NDArray[np.float64],
     high: NDArray[np.float64],
     zoom: float,
@@ -54,7 +54,7 @@ def lay_grid(
 
     Examples
     --------
-    >>> lay_grid(np.zeros(3), np.array([4.0, 6.0, 8.0]), 2.0, orientation="LIA").shape
+    >>> grid_over_box(np.zeros(3), np.array([4.0, 6.0, 8.0]), 2.0, orientation="LIA").shape
     (3, 5, 4)
     """
     axes = [DIRECTIONS[letter] for letter in orientation]
@@ -297,7 +297,7 @@ def widen_ventricles(anatomy: Anatomy, displacement: Displacement, atrophy: floa
     """
     grid = _coarse(anatomy.grid)
     indices = to_indices(coordinates(grid), anatomy.affine)
-    inside = belongs(sample(anatomy.labels, indices, order=0), VENTRICLES).astype(np.float32)
+    inside = labels_in(sample(anatomy.labels, indices, order=0), VENTRICLES).astype(np.float32)
     outline = ndimage.gaussian_filter(inside, WALL * SIGMA_OF_FWHM / STEP)
     inwards = np.stack(np.gradient(outline), axis=-1)
     steepest = np.linalg.norm(inwards, axis=-1).max()
@@ -324,15 +324,15 @@ def thin_cortex(head: Anatomy, atrophy: float) -> Anatomy:
     """
     if atrophy == 0:
         return head
-    fluid = (~is_in_skull(head.labels) | belongs(head.labels, (SURROUNDINGS,))).astype(np.float32)
+    fluid = (~is_in_skull(head.labels) | labels_in(head.labels, (SURROUNDINGS,))).astype(np.float32)
     sigma = RIM * SIGMA_OF_FWHM * max(1.0, *head.zooms)
     near = ndimage.gaussian_filter(fluid, [sigma / zoom for zoom in head.zooms])
     lost = near > ndtr(-atrophy * THINNING / sigma)
-    labels = np.where(lost & belongs(head.labels, CORTEX), SURROUNDINGS, head.labels)
+    labels = np.where(lost & labels_in(head.labels, CORTEX), SURROUNDINGS, head.labels)
     return replace(head, labels=labels.astype(np.int16))
 
 
-def carry(anatomy: Anatomy, displacement: Displacement, grid: Grid) -> Anatomy:
+def warp_head(anatomy: Anatomy, displacement: Displacement, grid: Grid) -> Anatomy:
     """Warp a head and resample it to a grid.
 
     Parameters

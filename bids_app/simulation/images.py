@@ -49,7 +49,9 @@ def blur(activity: Volume, scanner: Scanner, zooms: tuple[float, float, float]) 
     return smooth(activity, scanner.fwhm, zooms) * np.float32(scanner.scale)
 
 
-def see(noisefree: Volume, affine: Affine, grid: Grid, pet_to_t1w: Affine) -> Volume:
+def resample_to_scanner(
+    noisefree: Volume, affine: Affine, grid: Grid, pet_to_t1w: Affine
+) -> Volume:
     """Resample the noise-free PET linearly to the grid of the PET scan.
 
     Parameters

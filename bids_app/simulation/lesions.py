@@ -7,7 +7,13 @@ from numpy.typing import NDArray
 
 from bids_app.imaging.volume import Affine, Grid, Mask, Volume, zooms_of
 from bids_app.simulation.anatomy import CORTEX, HIPPOCAMPUS, Anatomy, Labels
-from bids_app.simulation.geometry import ORIENTATIONS, corners, draw_rigid, draw_rotation, lay_grid
+from bids_app.simulation.geometry import (
+    ORIENTATIONS,
+    corners,
+    draw_rigid,
+    draw_rotation,
+    grid_over_box,
+)
 
 TILT = 4.0  # degrees; largest tilt of a T1w grid about each axis; our choice
 MARGIN = 8.0  # mm kept around a head
@@ -37,7 +43,7 @@ def draw_t1w_grid(
 ) -> Grid:
     """Draw the slightly oblique grid of a T1w: RAS or, if ``vary``, any of ``ORIENTATIONS``."""
     orientation, tilt = str(rng.choice(ORIENTATIONS)), draw_rotation(TILT, rng)
-    return lay_grid(*box, zoom, orientation=orientation if vary else "RAS", tilt=tilt)
+    return grid_over_box(*box, zoom, orientation=orientation if vary else "RAS", tilt=tilt)
 
 
 def draw_pet_grid(centre: NDArray[np.float64], rng: np.random.Generator, *, vary: bool) -> Grid:
@@ -45,7 +51,9 @@ def draw_pet_grid(centre: NDArray[np.float64], rng: np.random.Generator, *, vary
     orientation, zoom = str(rng.choice(ORIENTATIONS)), float(rng.choice(PET_ZOOMS))
     half = np.array(PET_SIZE) / 2
     half[2] = rng.uniform(half[2], PET_LONGEST / 2)
-    return lay_grid(centre - half, centre + half, zoom, orientation=orientation if vary else "RAS")
+    return grid_over_box(
+        centre - half, centre + half, zoom, orientation=orientation if vary else "RAS"
+    )
 
 
 def draw_motion(centre: NDArray[np.float64], rng: np.random.Generator) -> Affine:

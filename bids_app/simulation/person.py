@@ -10,10 +10,10 @@ from bids_app.simulation import images
 from bids_app.simulation.anatomy import Anatomy, is_brain, is_in_skull
 from bids_app.simulation.geometry import (
     Displacement,
-    carry,
     draw_displacement,
-    lay_grid,
+    grid_over_box,
     thin_cortex,
+    warp_head,
     widen_ventricles,
 )
 from bids_app.simulation.lesions import (
@@ -88,10 +88,10 @@ class PetScan:
 
 def _draw_displacement(source: Anatomy, rng: np.random.Generator, strength: float) -> Displacement:
     """Draw warps until the inside of the skull is not larger than ``LARGEST_SKULL``."""
-    grid = lay_grid(*head_box(source), LESION_GRID)
+    grid = grid_over_box(*head_box(source), LESION_GRID)
     for _ in range(TRIES):
         displacement = draw_displacement(source.grid, rng, strength=strength)
-        labels = carry(source, displacement, grid).labels
+        labels = warp_head(source, displacement, grid).labels
         inside = np.count_nonzero(is_in_skull(labels)) * LESION_GRID**3 * 1e-6
         if inside <= LARGEST_SKULL:
             break
@@ -133,7 +133,7 @@ def draw_person(
     person = Person(source, displacement, uptake, expected, contrast)
     if depths is None:
         return person
-    head = carry(source, displacement, lay_grid(*head_box(source), LESION_GRID))
+    head = warp_head(source, displacement, grid_over_box(*head_box(source), LESION_GRID))
     return replace(person, lesions=draw_lesions(head, rng, depths))
 
 
@@ -151,7 +151,7 @@ def place_head(
 ) -> Anatomy:
     """Resample a person's head to a T1w grid drawn at a ``resolution`` in mm."""
     grid = draw_t1w_grid(head_box(person.source), resolution, rng, vary=vary)
-    return carry(person.source, person.displacement, grid)
+    return warp_head(person.source, person.displacement, grid)
 
 
 def scan_t1w(person: Person, head: Anatomy, rng: np.random.Generator) -> Volume:
@@ -195,7 +195,7 @@ def scan_pet(
     for lesion in person.lesions:
         volume *= factor_of(lesion, head.labels, head.affine)
     noisefree = images.blur(volume, scanner, head.zooms)
-    on_pet_grid = images.see(
+    on_pet_grid = images.resample_to_scanner(
         noisefree, head.affine, grid, np.linalg.inv(t1w_to_pet).astype(np.float64)
     )
     data = images.acquire(on_pet_grid, scanner, durations, zooms_of(grid.affine), rng)

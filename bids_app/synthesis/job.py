@@ -30,7 +30,7 @@ from bids_app.synthesis.models import ModelSpec, Spec, TissueSpec
 from bids_app.synthesis.networks import ConditionedGenerator, has_bfloat16, network_of
 from bids_app.synthesis.pairs import Volumes, open_volumes, usable_pairs
 from bids_app.synthesis.tissue import TissueModel, fit_tissue_model
-from bids_app.synthesis.training import Fit, HistoryRow, Training, go_on
+from bids_app.synthesis.training import Fit, HistoryRow, Training, resume_training
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -199,7 +199,7 @@ def run_job(fabric: Fabric, job: Job, out: Path) -> None:
 
     job.folder.mkdir(parents=True, exist_ok=True)
     try:
-        for _ in go_on(
+        for _ in resume_training(
             fit, pairs, validate=validate if visits else None, last_epoch=job.last_epoch
         ):
             if fabric.is_global_zero:

@@ -78,7 +78,7 @@ def discriminator_loss(on_real: Tensor, on_fake: Tensor) -> Tensor:
     return on_fake.square().mean() + (on_real - 1).square().mean()
 
 
-def _persuasion(judge: Translator, fake: Tensor) -> Tensor:
+def _adversarial_loss(judge: Translator, fake: Tensor) -> Tensor:
     """Compute the least-squares loss of a generator: eq. 1, second line."""
     return (judge.discriminator(fake) - 1).square().mean()
 
@@ -123,12 +123,12 @@ def generator_loss(
         return to_pet.generator(inputs)
 
     fake_pet = translated(mri)
-    loss = adversarial_weight * _persuasion(to_pet, fake_pet)
+    loss = adversarial_weight * _adversarial_loss(to_pet, fake_pet)
     loss = loss + mse_weight * F.mse_loss(fake_pet, pet)
     if to_mri is None:
         return loss, Translation(fake_pet, None)
     fake_mri = to_mri.generator(pet)
-    loss = loss + adversarial_weight * _persuasion(to_mri, fake_mri)
+    loss = loss + adversarial_weight * _adversarial_loss(to_mri, fake_mri)
     loss = loss + mse_weight * F.mse_loss(fake_mri, mri)
     mri_again, pet_again = to_mri.generator(fake_pet), translated(fake_mri)
     cycle = F.l1_loss(mri_again, mri) + F.l1_loss(pet_again, pet)

@@ -68,7 +68,7 @@ class Reference:
     pet_quantiles : ndarray, (1001,)
         Quantiles of the mean PET in the brain, from its minimum to its maximum, in [0, 1].
     t1w_mean, t1w_sd : ndarray, (2, I', J', K')
-        Mean and standard deviation over T1w of the coarse images returned by :func:`look_at`.
+        Mean and standard deviation over T1w of the coarse images returned by :func:`measure_cubes`.
     brain : ndarray of bool, (I', J', K')
         Cubes to compare.
     novelties : ndarray, (N,)
@@ -87,7 +87,7 @@ class Reference:
     trait_sd: Traits = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
-def look_at(t1w: Volume, zooms: tuple[float, float, float]) -> Looks:
+def measure_cubes(t1w: Volume, zooms: tuple[float, float, float]) -> Looks:
     """Compute the mean and the spread of a T1w in each cube of 8 mm.
 
     The mean depends on contrast and position; the spread, the standard deviation over the cube's
@@ -222,7 +222,7 @@ def novelty(
     ValueError
         If the T1w is on another grid, or is 0 everywhere.
     """
-    look = look_at(t1w, zooms)
+    look = measure_cubes(t1w, zooms)
     if look.shape != reference.t1w_mean.shape:
         raise ValueError(f"{look.shape[1:]} cubes, not {reference.t1w_mean.shape[1:]}")
     if not t1w.any():
@@ -309,7 +309,7 @@ def gather_reference(visits: Sequence[Volumes]) -> Reference:
         Visits on one grid; at least one.
     """
     zooms = visits[0].owner.zooms
-    looks = np.stack([look_at(visit.t1w, zooms) for visit in visits])
+    looks = np.stack([measure_cubes(visit.t1w, zooms) for visit in visits])
     brains = [average_cubes(visit.brain, cube_sides(CUBE, zooms)) for visit in visits]
     brain: Mask = np.mean(brains, axis=0) >= HALF
     mean, spread = _summarize(looks)

@@ -301,7 +301,7 @@ class Scorer:
             return None
         i, j, k = visit.brain.shape
         grid = Grid((i, j, k), np.array(visit.owner.affine))
-        return nifti.lay_atlas(self._atlas, grid)
+        return nifti.resample_atlas(self._atlas, grid)
 
     def _record(self, model: str, visit: Volumes, pet: Volume, by_fwhm: dict[float, float]) -> None:
         real, brain = np.asarray(visit.pet), np.asarray(visit.brain)

@@ -39,7 +39,7 @@ class Tiling(Protocol):
         """Merge all tiles, in order, to a volume of this shape."""
 
 
-def turn(tile: Tensor, axes: str) -> Tensor:
+def reorient(tile: Tensor, axes: str) -> Tensor:
     """Reorient slices, (…, I, J), for a network that was trained on another program's images.
 
     Parameters
@@ -53,7 +53,7 @@ def turn(tile: Tensor, axes: str) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> turn(torch.tensor([[0, 1, 2], [3, 4, 5]]), "PR").tolist()
+    >>> reorient(torch.tensor([[0, 1, 2], [3, 4, 5]]), "PR").tolist()
     [[2, 5], [1, 4], [0, 3]]
     """
     if axes == OWN_AXES:
@@ -62,8 +62,8 @@ def turn(tile: Tensor, axes: str) -> Tensor:
     return laid.flip(_mirrored(axes))
 
 
-def turn_back(tile: Tensor, axes: str) -> Tensor:
-    """Undo :func:`turn`."""
+def reorient_back(tile: Tensor, axes: str) -> Tensor:
+    """Undo :func:`reorient`."""
     if axes == OWN_AXES:
         return tile
     laid = tile.flip(_mirrored(axes))
@@ -88,7 +88,7 @@ class SliceTriplets:
         without overlap; with 1 or 2, a slice is in several triplets, and their predictions are
         averaged.
     axes : str
-        Directions of the axes of a slice, see :func:`turn`; if not ``RA``, tiles are reoriented,
+        Directions of the axes of a slice, see :func:`reorient`. If not ``RA``, tiles are turned
         for a generator that was trained elsewhere.
 
     Examples
@@ -117,7 +117,7 @@ class SliceTriplets:
         first = self.step * index
         last = volume.shape[-1] - 1
         slices = [min(first + channel, last) for channel in range(self.channels)]
-        return turn(volume[..., slices].movedim(-1, 0), self.axes)
+        return reorient(volume[..., slices].movedim(-1, 0), self.axes)
 
     def centre(self, volume: Tensor, index: int) -> Tensor:
         return self.cut(volume, index)
@@ -126,7 +126,7 @@ class SliceTriplets:
         volume: Tensor | None = None
         times = [0] * shape[-1]
         for index, turned in zip(range(self.count(shape)), tiles, strict=True):
-            tile = turn_back(turned, self.axes)
+            tile = reorient_back(turned, self.axes)
             volume = tile.new_zeros(shape) if volume is None else volume
             first = self.step * index
             for number, plane in zip(range(first, shape[-1]), tile, strict=False):
@@ -165,7 +165,7 @@ class SingleSlices:
         return shape[-1]
 
     def cut(self, volume: Tensor, index: int) -> Tensor:
-        return turn(volume[..., index].unsqueeze(0), self.axes)
+        return reorient(volume[..., index].unsqueeze(0), self.axes)
 
     def centre(self, volume: Tensor, index: int) -> Tensor:
         return self.cut(volume, index)
@@ -173,7 +173,7 @@ class SingleSlices:
     def merge(self, tiles: Iterable[Tensor], shape: Shape) -> Tensor:
         volume: Tensor | None = None
         for index, turned in zip(range(shape[-1]), tiles, strict=True):
-            tile = turn_back(turned, self.axes)
+            tile = reorient_back(turned, self.axes)
             volume = tile.new_empty(shape) if volume is None else volume
             volume[..., index] = tile[0]
         if volume is None:

@@ -94,7 +94,7 @@ class TissueModel(nn.Module):
         return np.clip(factor * pet, 0, 1).astype(np.float32)
 
 
-def carry_tissue_model(model: TissueModel, affine: Affine, grid: Grid) -> TissueModel:
+def resample_tissue_model(model: TissueModel, affine: Affine, grid: Grid) -> TissueModel:
     """Resample a tissue model to another grid of its space; its coefficients are smooth maps.
 
     Parameters

@@ -485,7 +485,7 @@ def _validated(fit: Fit, validate: Validate | None, last_epoch: int) -> float:
     return ssim
 
 
-def go_on(
+def resume_training(
     fit: Fit, pairs: Sequence[Pair], *, validate: Validate | None, last_epoch: int
 ) -> Iterator[HistoryRow]:
     """Run the remaining epochs, one at a time.

@@ -14,7 +14,7 @@ from nipype.pipeline.engine import Node, Workflow
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.detection.detectors import DETECTORS
 from bids_app.detection.distribution import REAL, SYNTHETIC
-from bids_app.interfaces.anatomy import CarryLabels, Resample
+from bids_app.interfaces.anatomy import Resample, ResampleLabels
 from bids_app.interfaces.derivatives import SaveFile
 from bids_app.interfaces.detection import (
     ApplyNorm,
@@ -700,7 +700,7 @@ def init_lesions_wf(
     orientation : str
         Axis code confirmed by the user, for a mask whose header has none.
     """
-    carry = _carry_node(mask, reference, orientation, mem_gb=2)
+    carry = _labels_to_t1w_node(mask, reference, orientation, mem_gb=2)
     if transforms:
         carry.inputs.transforms = [str(path) for path in transforms]
     workflow = Workflow(name)
@@ -725,13 +725,15 @@ def init_atlas_wf(
         Axis code confirmed by the user, for an atlas whose header has none.
     """
     save = Node(SaveFile(out_file=str(output)), name="save")
-    carry, workflow = _carry_node(atlas, reference, orientation), Workflow(name)
+    carry, workflow = _labels_to_t1w_node(atlas, reference, orientation), Workflow(name)
     workflow.connect([(carry, save, [("image", "in_file")])])
     return workflow
 
 
-def _carry_node(labels: Path, reference: Path, orientation: str, mem_gb: float = 0.2) -> Node:
-    carry = CarryLabels(
+def _labels_to_t1w_node(
+    labels: Path, reference: Path, orientation: str, mem_gb: float = 0.2
+) -> Node:
+    carry = ResampleLabels(
         image=str(labels),
         orientation=orientation,
         reference=str(reference),

@@ -38,7 +38,7 @@ from bids_app import errors
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import UsageError
 from bids_app.interfaces.derivatives import SaveDerivative, SaveDerivatives
-from bids_app.lifeline import die_before_others, last_act, start_fork_server
+from bids_app.lifeline import call_on_signal, die_before_others, start_fork_server
 from bids_app.resources import THREAD_VARIABLES, measured
 
 MORE_MEMORY = "lower --nprocs, or give the run more memory and say so with --mem-gb"
@@ -164,7 +164,7 @@ def link(workflow: Workflow, source: Workflow, target: Workflow, **fields: str) 
     workflow.connect([(source, target, doors)])
 
 
-def quiet(level: int) -> None:
+def set_nipype_verbosity(level: int) -> None:
     """Set the :mod:`logging` level of nipype's own messages."""
     for name in ("nipype.workflow", "nipype.interface", "nipype.utils"):
         logging.getLogger(name).setLevel(level)
@@ -179,7 +179,7 @@ def _start_worker(cwd: str, level: int, threads: Mapping[str, str]) -> None:
     os.environ.update(threads)
     die_before_others()
     multiproc.process_initializer(cwd)
-    quiet(level)
+    set_nipype_verbosity(level)
 
 
 def _run_measured(node: Node, updatehash: bool, taskid: int) -> dict:
@@ -493,7 +493,7 @@ def _run_by_plugin(
     name_user(os.environ)
     ask_for_needs(workflow, name, arguments)
     chosen = make_plugin(name, arguments | {"status_callback": on_status})
-    with last_act(partial(cancel_jobs, chosen, name)):
+    with call_on_signal(partial(cancel_jobs, chosen, name)):
         workflow.run(plugin=chosen)
 
 

@@ -117,7 +117,7 @@ def init_preprocessing_wf(
     anatomical = init_anatomical_wf(options=options, orientation=orientation, derived=derived)
     anatomical.inputs.inputnode.t1w = str(t1w)
     _save_all(workflow, anatomical, outputs, "")
-    trust = _trust(
+    trust = _add_verdict_node(
         workflow, anatomical, "t1w_in_template", "t1w_in_template_measured", prefix="", source=t1w
     )
     mask = "brain_mask_in_template"
@@ -151,7 +151,7 @@ def init_preprocessing_wf(
         link(workflow, anatomical, pet, **{field: field for field in onward})
         _save_all(workflow, pet, plan.outputs, f"pet_{number}_")
         prefix = f"pet_{number}_"
-        trust = _trust(
+        trust = _add_verdict_node(
             workflow, pet, "in_template", "to_t1w_measured", prefix=prefix, source=plan.pet
         )
         for optional in (pet, trust):  # a visit has results without a PET, too
@@ -169,7 +169,7 @@ def init_preprocessing_wf(
     return workflow
 
 
-def _trust(
+def _add_verdict_node(
     workflow: Workflow, graph: Workflow, image: str, measured: str, *, prefix: str, source: Path
 ) -> Node:
     """Add a node that passes on a registered image of a graph unless its registration failed."""

@@ -13,7 +13,7 @@ from bids_app.synthesis.card import check_space, check_weights, read_card
 from bids_app.synthesis.tiling import SliceTriplets
 from bids_app.templates import OWN, REGISTRATION_RESOLUTION, prepare
 from bids_app.workflows.registration import Preprocessing, init_anatomical_wf
-from bids_app.workflows.synthesis import carry_node
+from bids_app.workflows.synthesis import resample_to_t1w_node
 
 BOX = (-78.0, -112.0, -50.0, 78.0, 76.0, 85.0)  # mm; volume of the paper (section 3.1)
 COARSE = 4.0  # mm, resolution of the template for quick registration
@@ -164,7 +164,7 @@ def init_participant_wf(
     inputnode = Node(IdentityInterface(["t1w"]), name="inputnode")
     outputnode = Node(IdentityInterface([*fields, *predicted]), name="outputnode")
     synthesis = init_synthesis_wf(generator=generator, omp_nthreads=omp_nthreads)
-    carry = carry_node(omp_nthreads)
+    carry = resample_to_t1w_node(omp_nthreads)
     workflow = Workflow(name)
     workflow.connect(
         [

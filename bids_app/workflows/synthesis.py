@@ -16,7 +16,7 @@ from bids_app.nifti import SYNTHETIC_PET
 from bids_app.workflows.execution import Output, label_nodes, save_node
 
 
-def carry_node(omp_nthreads: int) -> Node:
+def resample_to_t1w_node(omp_nthreads: int) -> Node:
     """Create the node that resamples a synthetic PET, its input ``image``, to the T1w's grid."""
     resample = Resample(interpolation="linear", description=SYNTHETIC_PET)
     return Node(resample, name="carry_to_t1w", n_procs=omp_nthreads, mem_gb=2)
@@ -128,7 +128,7 @@ def init_synthesis_wf(
         ]
     )
     if plan.in_t1w is not None:
-        carry = carry_node(omp_nthreads)
+        carry = resample_to_t1w_node(omp_nthreads)
         save_extra = save_node(plan.in_t1w, "synthetic_pet_in_t1w")
         workflow.connect(
             [
