@@ -284,6 +284,16 @@ def test_wrong_command_lines(tmp_path, monkeypatch, capsys, options, answer):
     assert "Traceback" not in error
 
 
+def test_the_command_in_the_readme_makes_the_same_images(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    odd = ["--seed", 1234567, "--lesion-depth", 10.1234567, 40]
+    assert simulate(first, "--paired", 1, "--resolution", 5.1234567, *odd) == 0
+    readme = (first / "README.md").read_text()
+    (line,) = (line for line in readme.splitlines() if "mri2pet-simulate BIDS_DIR" in line)
+    assert main([str(second), *line.split()[2:]]) == 0
+    assert digests(second) == digests(first)
+
+
 def test_folder_that_is_not_empty_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     assert simulate(tmp_path) == 73

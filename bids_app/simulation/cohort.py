@@ -116,16 +116,26 @@ class CohortPlan:
             words += ["--uptake-template", self.uptake_template.name]
         if self.vary_orientation:
             words.append("--vary-orientation")
-        low, high = self.lesion_depth
-        words.append(f"--lesion-depth {low:g} {high:g}")
+        words.append(f"--lesion-depth {' '.join(map(_spell, self.lesion_depth))}")
         numbers = ("paired", "t1w_only", "patients", "resolution", "seed", "sessions", "frames")
-        options = [f"--{name.replace('_', '-')} {getattr(self, name):g}" for name in numbers]
+        options = [f"--{name.replace('_', '-')} {_spell(getattr(self, name))}" for name in numbers]
         return " ".join([*options, *words])
 
     @property
     def visits(self) -> list[str | None]:
         """Session labels; a single None if there are no sessions."""
         return [f"{n:02d}" for n in range(1, self.sessions + 1)] if self.sessions else [None]
+
+
+def _spell(number: float) -> str:
+    """Write a number in full, so that it can be given again.
+
+    Examples
+    --------
+    >>> _spell(1234567), _spell(2.0), _spell(0.7654321)
+    ('1234567', '2', '0.7654321')
+    """
+    return f"{number}".removesuffix(".0")
 
 
 def start_chance(plan: CohortPlan, member: SimulatedSubject, visit: int) -> np.random.Generator:
