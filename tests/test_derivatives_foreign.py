@@ -420,6 +420,24 @@ def test_the_space_of_the_template_is_preferred(tmp_path, raw, head):
     assert [f"space-{OWN}" in path.name for path in taken] == [True] * 3
 
 
+@pytest.mark.parametrize("datatype", ["anat", "pet"])
+def test_images_of_mni152_stand_in_for_those_of_no_other_template(tmp_path, raw, head, datatype):
+    """They would count as registered to a brain that lies, and is, otherwise."""
+    root, suffix = tmp_path / "mni", {"anat": "T1w", "pet": "pet"}
+    own, template = "space-MNIInfant_", {"template": "MNIInfant"}
+    for kind in ("anat", "pet"):
+        space = f"space-{OTHER}_" if kind == datatype else own
+        add_derived(root, "01", kind, f"{space}{suffix[kind]}", head, session="a")
+    visit = select(raw, template, mni=root)[0]["01"]
+    assert [scan.derived is not None for scan in (visit.t1w, *visit.pets)] == [
+        datatype == "pet",
+        False,  # without its T1w, a PET that is there is registered, too
+    ]
+    add_derived(root, "01", datatype, f"{own}{suffix[datatype]}", head, session="a")
+    visit = select(raw, template, mni=root)[0]["01"]
+    assert all(scan.derived is not None for scan in (visit.t1w, *visit.pets))
+
+
 @pytest.mark.parametrize(
     ("image", "masks", "taken"),
     [

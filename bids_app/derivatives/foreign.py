@@ -200,9 +200,11 @@ def _places(dataset: str, root: Path, scan: Scan, datatype: str) -> list[Folder]
 
 
 def _find_in_mni(folders: Sequence[Folder], scan: Scan, suffix: str, template: str) -> Path | None:
-    """Find an image in MNI space, preferably in that of the run's template."""
+    """Find an image in the space of the run's template or, for MNI152 templates, in a similar one."""
     found = _find(folders, scan, suffix, {**IN_MNI, "space": (template,)})
-    return _find(folders, scan, suffix, IN_MNI) if found is None else found
+    if found is None and template in SPACES:
+        found = _find(folders, scan, suffix, IN_MNI)
+    return found
 
 
 def _labels(image: Path, key: str) -> tuple[str | None, ...]:
@@ -230,7 +232,7 @@ def find_derived_t1w(
         Raw image.
     template : str
         Name of the run's template. Transforms to other templates are not used, but T1w in MNI space
-        are.
+        are if it is an MNI152 template.
 
     Returns
     -------
@@ -289,7 +291,8 @@ def find_derived_pet(
     pet : Scan
         Raw image.
     template : str
-        Name of the run's template, which is preferred in MNI space.
+        Name of the run's template, which is preferred in MNI space, as of
+        :func:`find_derived_t1w`.
 
     Returns
     -------
