@@ -227,3 +227,25 @@ def test_images_in_mni_space_go_straight_to_scaling(study, tmp_path):
     assert xfm["Description"].startswith("Identity")
     page = re.sub(r"\s+", " ", (out / "sub-01.html").read_text())
     assert "was taken from the output of Clinica, in MNI space, and not registered" in page
+
+
+def test_a_z_scored_t1w_that_is_taken_keeps_the_contrast_of_its_tissue(study, tmp_path):
+    """What is below the mean of the brain, most of its grey matter, had become 0."""
+    affine, head = head_affine(), brain(np.random.default_rng(2))
+    affine[:3, 3] += MIDDLE
+    inside = head > 0
+    scored = np.where(inside, (head - head[inside].mean()) / head[inside].std(), 0)
+    shown = {}
+    for kind, t1w in (("plain", head), ("scored", scored)):
+        for suffix, data in (("desc-preproc_T1w", t1w), ("desc-brain_mask", inside)):
+            name, told = f"space-{TEMPLATE}_{suffix}", {"session": "a", "affine": affine}
+            add_derived(tmp_path / kind, "01", "anat", name, data.astype(np.float32), **told)
+        out = tmp_path / f"out_{kind}"
+        command = [str(study / "raw"), str(out), "participant", "--sloppy", "--nprocs", "1"]
+        command += ["--omp-nthreads", "1", "--skip-bids-validation", "--participant-label", "01"]
+        main([*command, "--stage", "preprocess", "-d", f"mni={tmp_path / kind}"])
+        stem = f"{out}/sub-01/ses-a/anat/sub-01_ses-a_{GRID}_desc-"
+        values, mask = (nifti.load(f"{stem}{n}.nii.gz").data for n in ("preproc_T1w", "brain_mask"))
+        shown[kind] = values[mask > 0]
+    assert (shown["scored"] == 0).mean() < 0.05
+    assert np.corrcoef(shown["plain"], shown["scored"])[0, 1] > 0.95

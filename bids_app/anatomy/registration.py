@@ -23,6 +23,7 @@ from scipy import ndimage
 
 from bids_app import nifti
 from bids_app.imaging.coverage import field_of_view
+from bids_app.imaging.intensity import raise_above_zero
 from bids_app.imaging.pose import Pose, PoseSearch
 from bids_app.imaging.similarity import normalized_mutual_information
 from bids_app.imaging.verdict import Judgement, classify, expected_uptake, judge_pet, winsorize
@@ -61,7 +62,6 @@ INTERPOLATORS = {
     "genericLabel": sitk.sitkLabelLinear,
 }
 OF_LABELS = "genericLabel"
-LEAST = 0.1  # percentile of the brain raised to 0 if it is negative; our choice, as in winsorize
 POINTS = 5000  # points in the template's brain for fitting a linear transform; our choice
 APART_AT_MOST = 3.0  # mm, median error of a transform and its inverse; our choice
 BRAIN_MARGIN = 6  # mm around the brain in which PET and T1w are compared; our choice
@@ -141,9 +141,8 @@ def _match_centres(centre: Sequence[float], moving: sitk.Image) -> Affine:
 def correct_bias(t1w: Path, mask: Path, out: Path, *, grid: float) -> Path:
     """Remove the bias field of a T1w with N4 (Tustison et al. 2010, IEEE TMI 29:1310-1320).
 
-    N4 takes logarithms, and 0 means background. If intensities in the brain are negative (a
-    z-scored T1w), the image is first shifted upwards; intensities that are still negative (a fill
-    value of the air) are set to 0.
+    N4 takes logarithms, and 0 means background. Negative intensities are therefore raised first, by
+    :func:`bids_app.imaging.intensity.raise_above_zero`.
 
     Parameters
     ----------
@@ -161,10 +160,7 @@ def correct_bias(t1w: Path, mask: Path, out: Path, *, grid: float) -> Path:
         ``out``.
     """
     image, brain = _read(t1w), sitk.ReadImage(str(mask), sitk.sitkUInt8)
-    data = _voxels(image)
-    if data.min() < 0:
-        least = float(np.percentile(data[_voxels(brain) > 0], LEAST))
-        image = _like(image, np.maximum(data - min(least, 0.0), 0).astype(np.float32))
+    image = _like(image, raise_above_zero(_voxels(image), _voxels(brain) > 0))
     steps = np.clip(np.round(grid / np.array(image.GetSpacing())), 1, image.GetSize())
     shrinking = [int(step) for step in steps]
     n4 = sitk.N4BiasFieldCorrectionImageFilter()

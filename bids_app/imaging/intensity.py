@@ -165,6 +165,38 @@ def clip_spikes(volume: Volume) -> tuple[Volume, int]:
     return (np.clip(volume, -limit, limit) if count else volume), count
 
 
+LEAST = 0.1  # percentile of the brain that becomes 0 if it is below; our choice, as in winsorize
+
+
+def raise_above_zero(volume: Volume, brain: Mask) -> Volume:
+    """Raise a T1w of which part of the brain is below 0, such as a z-scored one.
+
+    0 stands for what is no brain, and ratios and logarithms are taken of the rest.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Intensities of a T1w in any unit, finite.
+    brain : ndarray of bool, (I, J, K)
+        Its brain, not empty.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        float32, not below 0: what stays below, such as a fill value of the air, is 0.
+
+    Examples
+    --------
+    >>> volume = np.array([[[-9, -1, 0, 2]]], np.float32)
+    >>> raise_above_zero(volume, volume > -9).round(1)
+    array([[[0., 0., 1., 3.]]], dtype=float32)
+    """
+    if volume.min() >= 0:
+        return volume
+    least = float(np.percentile(volume[brain], LEAST))
+    return np.maximum(volume - min(least, 0.0), 0).astype(np.float32)
+
+
 def match_quantiles(volume: Volume, brain: Mask, quantiles: NDArray[np.float32]) -> Volume:
     """Match the intensities of a brain to a distribution given by its quantiles.
 

@@ -25,6 +25,7 @@ from bids_app.imaging.intensity import (
     clip_spikes,
     describe_scaling,
     intensity_of_one,
+    raise_above_zero,
     scale_to_unit,
 )
 from bids_app.imaging.regions import RegionalUptake, measure_uptake_by_region
@@ -180,6 +181,29 @@ class ApplyMask(SimpleInterface):
         path = Path(runtime.cwd) / "masked.nii"
         nifti.save(nifti.Image(np.where(mask.data > 0, image.data, 0), image.affine), path)
         self._results["image"] = str(path)
+        return runtime
+
+
+class _RaiseT1wInputSpec(BaseInterfaceInputSpec):
+    t1w = File(exists=True, mandatory=True, desc="a T1w, as another app has preprocessed it")
+    mask = File(exists=True, mandatory=True, desc="its brain, on the same grid")
+
+
+class _RaiseT1wOutputSpec(TraitedSpec):
+    t1w = File(exists=True, desc="the T1w, not below 0")
+
+
+class RaiseT1w(SimpleInterface):
+    """Hand a T1w on, raised if part of its brain is below 0, as for N4."""
+
+    input_spec = _RaiseT1wInputSpec
+    output_spec = _RaiseT1wOutputSpec
+
+    def _run_interface(self, runtime):
+        t1w, mask = nifti.load(self.inputs.t1w), nifti.load(self.inputs.mask)
+        path = Path(runtime.cwd) / "raised.nii"
+        nifti.save(nifti.Image(raise_above_zero(t1w.data, mask.data > 0), t1w.affine), path)
+        self._results["t1w"] = str(path)
         return runtime
 
 

@@ -22,6 +22,7 @@ from bids_app.interfaces.imaging import (
     FindFieldOfView,
     JudgeRegistration,
     MeasureCoverage,
+    RaiseT1w,
     ReadPET,
     ReadT1w,
     ScaleIntensity,
@@ -75,7 +76,7 @@ class Preprocessing:
 
 def _brain_nodes(options: Preprocessing, derived: Derived | None) -> tuple[Node, Node]:
     """Create the nodes for brain and bias field, or those that use another app's results."""
-    take_t1w = Node(IdentityInterface(["t1w", "mask"]), name="take_t1w")
+    take_t1w = Node(RaiseT1w(), name="take_t1w", mem_gb=1)
     if derived is not None and derived.brain_mask is not None:
         take = TakeBrain(
             brain_mask=str(derived.brain_mask),
