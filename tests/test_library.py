@@ -199,3 +199,20 @@ def test_workflows_run_inside_of_somebody_elses(tmp_path):
     assert whole.max() > 0.5
     carried = nib.load(done["carry_to_t1w"].result.outputs.image)
     assert carried.shape == nib.load(first.inputs.raw).shape
+
+
+@pytest.mark.slow
+@pytest.mark.itk
+def test_workflows_predict_nothing_of_a_t1w_whose_registration_failed(tmp_path):
+    """A ball of noise is no brain, wherever it lies; a PET of it looked like any other."""
+    points = (np.indices((48, 48, 48)).transpose(1, 2, 3, 0) - 24) * 4.0
+    noise = np.random.default_rng(0).uniform(50, 150, points.shape[:3])
+    ball = np.where(np.linalg.norm(points, axis=-1) < 65, noise, 0).astype(np.float32)
+    nifti.save(nifti.Image(ball, np.diag([4.0, 4, 4, 1])), tmp_path / "t1w.nii")
+    mine = mri2pet.init_participant_wf(
+        template_dir=tmp_path / "template", resolution=4, quick=True, skull_strip="skip"
+    )
+    mine.base_dir, mine.inputs.inputnode.t1w = str(tmp_path / "work"), str(tmp_path / "t1w.nii")
+    with pytest.raises(RuntimeError, match=r"t1w\.nii: its registration failed: deep in the brain"):
+        mine.run()
+    assert not [*(tmp_path / "work").rglob("pet.nii.gz")]

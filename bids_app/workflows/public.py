@@ -8,6 +8,7 @@ from nipype.pipeline.engine import Node, Workflow
 from bids_app.generators import find_generator
 from bids_app.imaging.intensity import PERCENTILE, TIMES_MEAN
 from bids_app.imaging.volume import grid_of_box
+from bids_app.interfaces.imaging import RefuseFailed
 from bids_app.interfaces.synthesis import SynthesizePET
 from bids_app.synthesis.card import check_space, check_weights, read_card
 from bids_app.synthesis.tiling import SliceTriplets
@@ -94,6 +95,9 @@ def init_participant_wf(
 ) -> Workflow:
     """Register a T1w to MNI space and predict its FDG PET, there and on its own grid.
 
+    Nothing is predicted of a T1w whose registration failed: the node ``verdict`` says why, and
+    ends with an error.
+
     Parameters
     ----------
     template_dir : path-like
@@ -163,19 +167,27 @@ def init_participant_wf(
     predicted = ["synthetic_pet", "synthetic_pet_in_t1w"]
     inputnode = Node(IdentityInterface(["t1w"]), name="inputnode")
     outputnode = Node(IdentityInterface([*fields, *predicted]), name="outputnode")
+    trust = Node(RefuseFailed(), name="verdict", run_without_submitting=True)
     synthesis = init_synthesis_wf(generator=generator, omp_nthreads=omp_nthreads)
     carry = resample_to_t1w_node(omp_nthreads)
     workflow = Workflow(name)
     workflow.connect(
         [
             (inputnode, anatomical, [("t1w", "inputnode.t1w")]),
+            (inputnode, trust, [("t1w", "source")]),
+            (
+                anatomical,
+                trust,
+                [
+                    ("outputnode.t1w_in_template", "image"),
+                    ("outputnode.t1w_in_template_measured", "measured"),
+                ],
+            ),
+            (trust, synthesis, [("image", "inputnode.t1w")]),
             (
                 anatomical,
                 synthesis,
-                [
-                    ("outputnode.t1w_in_template", "inputnode.t1w"),
-                    ("outputnode.brain_mask_in_template", "inputnode.brain_mask"),
-                ],
+                [("outputnode.brain_mask_in_template", "inputnode.brain_mask")],
             ),
             (synthesis, carry, [("outputnode.pet", "image")]),
             (
