@@ -326,6 +326,29 @@ def test_a_scaled_synthetic_pet_has_the_unit_of_the_real_one_that_it_is_scaled_t
     assert sidecar.get("Units") == unit
 
 
+@pytest.mark.parametrize("stage", ["all", "preprocess"])
+@pytest.mark.parametrize("unit", ["Bq/mL", None, ("Bq", "mL")])
+def test_a_unit_that_was_corrected_in_a_raw_sidecar_reaches_the_results(visit, run, stage, unit):
+    """The image is the same, so that nothing else tells that its sidecar has changed."""
+    told, later = {} if unit is None else {"Units": unit}, replace(run, stage=stage)
+    plan = plan_visit(with_pet(visit, **told), run)
+    finish(plan)
+    (pet,) = plan.paths.pets
+    assert is_done(plan, later) is (unit is None)
+    for image, mark in ((pet.in_t1w, plan.preprocessed), (pet.subtracted[0], plan.synthesized)):
+        write_json(sidecar_path(image), {"Fingerprint": mark, **told})
+    assert is_done(plan, later)
+    assert is_done(plan, replace(run, stage="synthesize"))
+    corrected = plan_visit(with_pet(visit, Units="kBq/mL"), run)
+    assert corrected.preprocessed == plan.preprocessed
+    assert not is_done(corrected, later)
+    written = {"Fingerprint": plan.preprocessed, "Units": "kBq/mL"}
+    write_json(sidecar_path(pet.in_t1w), written)
+    assert is_done(corrected, replace(run, stage="preprocess"))
+    for again in ("all", "synthesize"):  # the synthetic PET in that unit is not there yet
+        assert not is_done(corrected, replace(run, stage=again))
+
+
 @pytest.mark.parametrize("stage", ["all", "preprocess", "synthesize"])
 @pytest.mark.parametrize("left", [None, "", "[]", "{"])
 def test_a_visit_that_was_killed_beside_any_image_is_computed_again(visit, run, stage, left):

@@ -510,20 +510,33 @@ def is_done(plan: VisitPlan, run: ParticipantPlan) -> bool:
 
 
 def _is_preprocessed(plan: VisitPlan) -> bool:
-    return is_complete(plan.paths.preprocessed, plan.preprocessed) and not any(
-        verdict_of(sidecar) == FAIL for _, sidecar in _registrations(plan.paths)
+    return (
+        is_complete(plan.paths.preprocessed, plan.preprocessed)
+        and not any(verdict_of(sidecar) == FAIL for _, sidecar in _registrations(plan.paths))
+        and all(
+            _has_unit(paths.in_t1w, dict(pet.metadata).get("Units"))
+            for pet, paths in zip(plan.visit.pets, plan.paths.pets, strict=True)
+        )
     )
 
 
+def _has_unit(image: Path, unit: object) -> bool:
+    """Tell whether a sidecar says this unit: who corrects a raw sidecar changes no image."""
+    known = [*unit] if isinstance(unit, tuple) else unit  # as JSON has it
+    return bool(read_json(sidecar_path(image)).get("Units") == known)
+
+
 def _is_synthesized(plan: VisitPlan, run: ParticipantPlan) -> bool:
-    wanted = [*plan.paths.synthesized]
+    wanted, scaled_to_real = [*plan.paths.synthesized], list[Path]()
     if _leads_to_t1w(plan, run):
         wanted.append(plan.paths.synthetic_pet_in_t1w)
         wanted += [path for pet in _subtracted(plan) for path in pet.subtracted]
+        scaled_to_real += [pet.subtracted[0] for pet in _subtracted(plan)]
     if run.generator is not None and run.generator.options.uncertainty:
         wanted.append(plan.paths.uncertainty)
     return (
         is_complete(wanted, plan.synthesized)
+        and all(_has_unit(scaled, _units(plan, run)) for scaled in scaled_to_real)
         and is_compared(plan.paths)
         and _has_regions(plan, run)
     )
