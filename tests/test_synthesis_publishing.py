@@ -6,6 +6,7 @@ import pytest
 import torch
 from cohorts import store
 from safetensors.torch import load_file, save_file
+from scipy import ndimage
 
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
@@ -25,7 +26,7 @@ from bids_app.synthesis.inference import load_generator
 from bids_app.synthesis.job import COLUMNS, HISTORY
 from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS
-from bids_app.synthesis.pairs import open_volumes
+from bids_app.synthesis.pairs import open_volumes, store_volumes
 from bids_app.synthesis.publishing import Fitted, mean_metrics, publish
 from bids_app.synthesis.uncertainty import fit_error_model, read_error_model, sample_errors
 
@@ -187,6 +188,21 @@ def test_weights_of_another_network_are_refused(fitted, tmp_path):
     with pytest.raises(UnusableDataError, match=r"kept-1\.safetensors: does not fit"):
         publish(values, fitted, tmp_path / "out")
     assert not (tmp_path / "out" / CARD).exists()
+
+
+def test_a_card_tells_of_controls_of_whom_nothing_was_learned(fitted, tmp_path):
+    """A rim that a PET lacks all around, as one without its skull does, is in every tile."""
+    one = open_volumes(fitted.volumes[0])
+    rim = one.brain & ~ndimage.binary_erosion(one.brain, iterations=1)
+    arrays = {"t1w": one.t1w, "pet": one.pet, "brain": one.brain, "hole": rim}
+    store_volumes(fitted.volumes[0], one.owner, **{k: np.array(v) for k, v in arrays.items()})
+    publish(card_values(CARD_OF_ALL), fitted, tmp_path / "out")
+    told = ", of 1 of whom no tile was used, as their PET covers none"
+    assert read_card(tmp_path / "out").trained_on == f"two people{told}"
+    fold = "two people; without those of fold"
+    for number, unused in ((1, ""), (2, told)):  # the first was trained on the other one
+        card = read_card(tmp_path / "out" / "folds" / f"fold-{number}")
+        assert card.trained_on == f"{fold} {number}{unused}"
 
 
 # What is known of errors

@@ -14,8 +14,8 @@ from bids_app.synthesis.card import FOLDS, REFERENCE, UNCERTAINTY, Card, card_fr
 from bids_app.synthesis.evaluation import METRICS, records_from_json
 from bids_app.synthesis.inference import load_weights, save_generator
 from bids_app.synthesis.job import COLUMNS, HISTORY
-from bids_app.synthesis.models import OVERLAPPING
-from bids_app.synthesis.pairs import open_volumes
+from bids_app.synthesis.models import OVERLAPPING, Spec, TissueSpec
+from bids_app.synthesis.pairs import Volumes, open_volumes, usable_pairs
 from bids_app.synthesis.reference import gather_reference, write_reference
 from bids_app.synthesis.uncertainty import FEWEST, fit_error_model, sample_errors, write_error_model
 
@@ -142,8 +142,20 @@ def _remove_folds(folder: Path, *, beyond: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _describe_unused(visits: Sequence[Volumes], spec: Spec) -> str:
+    """Tell how many of its controls a network learned nothing from: their PET covers no tile."""
+    if isinstance(spec, TissueSpec):
+        return ""
+    unused = len(visits) - len(usable_pairs(visits, spec))
+    return f", of {unused} of whom no tile was used, as their PET covers none" if unused else ""
+
+
 def _save(weights: Path, volumes: Sequence[Path], card: Card, folder: Path) -> None:
-    reference = gather_reference([open_volumes(volume) for volume in volumes])
-    write_reference(reference, folder / REFERENCE)
-    card = replace(card, reference_sha256=file_sha256(folder / REFERENCE))
+    visits = [open_volumes(volume) for volume in volumes]
+    write_reference(gather_reference(visits), folder / REFERENCE)
+    card = replace(
+        card,
+        reference_sha256=file_sha256(folder / REFERENCE),
+        trained_on=card.trained_on + _describe_unused(visits, card.spec),
+    )
     save_generator(load_weights(weights, card.spec, "cpu"), card, folder)
