@@ -326,6 +326,34 @@ def test_frames_need_durations_and_nothing_else(  # noqa: PLR0917
     assert problem is None or problem in said
 
 
+@pytest.mark.parametrize(
+    ("sidecar", "options", "minutes"),
+    [
+        ({"InjectionStart": 0}, (), "0.0"),
+        ({"InjectionStart": 0}, ("--pet-frames", "2"), None),
+        ({"InjectionStart": 0}, ("--pet-frames", "1-2"), "1.0"),
+        ({"InjectionStart": -900}, (), "15.0"),
+        ({"InjectionStart": -2400}, (), None),  # times are told from the start of the scan
+        ({}, (), None),  # nothing tells
+        ({"InjectionStart": "10:00"}, (), None),
+        ({"InjectionStart": 0, "FrameTimesStart": [0, 60]}, (), None),
+    ],
+)
+def test_frames_of_the_first_minutes_are_told_of(  # noqa: PLR0917
+    raw, rng, run, sidecar, options, minutes
+):
+    """They show another thing, and in controls with static PET there are none."""
+    add_t1w(raw, "01", rng)
+    data = np.stack([brain(rng, inverted=True)] * 3, axis=-1)
+    times = {"FrameTimesStart": [0, 60, 1800], "FrameDuration": [60, 1740, 1800]}
+    add_pet(raw, "01", rng, data=data, sidecar={**PET, **times, **sidecar})
+    code, said = run(raw, "--dry-run", *options)
+    assert code == 0
+    told = f"frames are averaged from {minutes} min after injection on, where FDG shows blood flow"
+    assert (told in one_line(said)) == (minutes is not None)
+    assert minutes is not None or "after injection" not in one_line(said)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_disk_that_is_full(raw, rng, run, tmp_path):

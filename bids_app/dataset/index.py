@@ -218,7 +218,8 @@ def list_files(
         ) from error
 
 
-METADATA = ("TracerName", "FrameTimesStart", "FrameDuration", "Units")  # fields that the app reads
+# Fields that the app reads
+METADATA = ("TracerName", "InjectionStart", "FrameTimesStart", "FrameDuration", "Units")
 
 
 @dataclass(frozen=True)
@@ -423,8 +424,21 @@ def _numbers(value: object) -> tuple[float, ...] | None:
 def frame_durations(scan: Scan) -> tuple[float, ...]:
     """Return the duration of each frame in s from the sidecar; empty if it holds no valid numbers.
 
-    The start times of frames are not needed, and may be wrong or missing.
+    The start times of frames are not needed here, and may be wrong or missing.
     """
-    durations = dict(scan.metadata).get("FrameDuration")
-    numbers = None if durations is None else _numbers(durations)
+    return _field(scan, "FrameDuration")
+
+
+def frame_starts(scan: Scan) -> tuple[float, ...]:
+    """Return the start of each frame in s after injection; empty if the sidecar does not give it.
+
+    BIDS gives both times relative to the same time zero, which may be the start of the scan.
+    """
+    starts, injections = _field(scan, "FrameTimesStart"), _field(scan, "InjectionStart")
+    return tuple(start - injections[0] for start in starts) if injections else ()
+
+
+def _field(scan: Scan, name: str) -> tuple[float, ...]:
+    value = dict(scan.metadata).get(name)
+    numbers = None if value is None else _numbers(value)
     return () if numbers is None else numbers

@@ -10,7 +10,7 @@ from nipype.pipeline.engine import Workflow
 
 from bids_app import nifti
 from bids_app.arguments import IN_TEMPLATE, PREPROCESSED, WITH_PET
-from bids_app.dataset.index import frame_durations
+from bids_app.dataset.index import frame_durations, frame_starts
 from bids_app.dataset.selection import select
 from bids_app.derivatives.description import dataset_names
 from bids_app.derivatives.find import SourceDigests, fingerprint, is_complete, stored_fingerprint
@@ -57,6 +57,9 @@ VOLUME_AXES = 3
 ADVICE = "give one duration, in s, for each frame"
 AGAIN = "run the app that made it again, or leave its dataset out of --derivatives"
 Known = tuple[Scan, Header | None]  # None if this run does not read the image
+# s after injection. Guidelines begin at 30 min or later (Guedj et al., 2022, Eur J Nucl Med Mol
+# Imaging 49:632); earlier images also show blood flow. Our choice, slightly earlier
+EARLIEST_FRAME = 1200.0
 LONGEST_FRAME = 1e7  # s; longer durations are implausible, even in ms; our choice
 
 
@@ -209,6 +212,7 @@ def _without_unusable(selection: Selection, apps: Sequence[App], settings: Setti
             unused.append(Unused(visit.subject, visit.t1w.path, f"{error}", error.exit_code))
             continue
         notes = [note for _, header in known if header is not None for note in header.notes]
+        notes += [note for pet in pets for note in _describe_early(*pet, settings)]
         if visit.t1w.derived is not None:
             notes = [*_describe_pets(pets, apps, settings.pet_frames), *notes]
         t1w, *others = (
@@ -367,6 +371,22 @@ def _describe_pets(
                 f"{pet.path.name}: {' or '.join(names)} has no preprocessed PET of it on the T1w "
                 "that is used, so that the raw PET is registered"
             )
+
+
+def _describe_early(pet: Scan, header: Header | None, settings: Settings) -> Iterator[str]:
+    """Describe a dynamic FDG PET whose averaged frames begin soon after injection."""
+    frames = 1 if header is None else _frames(header)
+    starts = frame_starts(pet)
+    if frames == 1 or len(starts) != frames or settings.tracer_label:
+        return
+    used = settings.pet_frames if settings.pet_frames else range(frames)
+    first = min(starts[frame] for frame in used)
+    if first < EARLIEST_FRAME:
+        yield (
+            f"{pet.path.name}: the averaged frames begin {first / 60:.1f} min after injection, when "
+            "FDG shows blood flow rather than metabolism; select frames from 30 min on with "
+            "--pet-frames, the same for all participants"
+        )
 
 
 def problems_of(selection: Selection) -> list[Problem]:
