@@ -349,7 +349,7 @@ def test_frames_of_the_first_minutes_are_told_of(  # noqa: PLR0917
     add_pet(raw, "01", rng, data=data, sidecar={**PET, **times, **sidecar})
     code, said = run(raw, "--dry-run", *options)
     assert code == 0
-    told = f"frames are averaged from {minutes} min after injection on, where FDG shows blood flow"
+    told = f"the averaged frames begin {minutes} min after injection, when FDG shows blood flow"
     assert (told in one_line(said)) == (minutes is not None)
     assert minutes is not None or "after injection" not in one_line(said)
 

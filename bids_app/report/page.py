@@ -188,16 +188,16 @@ def describe_duration(seconds: float | None) -> str:
 
 
 def show(value: float | None, digits: int) -> str:
-    """Format a number, or return ``n/a``.
+    """Format a number, without a sign if it rounds to 0, or return ``n/a``.
 
     Examples
     --------
-    >>> show(0.98765, 3), show(None, 3), show(math.nan, 3), show(math.inf, 1)
-    ('0.988', 'n/a', 'n/a', '∞')
+    >>> show(0.98765, 3), show(None, 3), show(math.nan, 3), show(math.inf, 1), show(-0.04, 1)
+    ('0.988', 'n/a', 'n/a', '∞', '0.0')
     """
     if value is None or math.isnan(value):
         return "n/a"
-    return "∞" if math.isinf(value) else f"{value:.{digits}f}"
+    return "∞" if math.isinf(value) else f"{value:z.{digits}f}"
 
 
 def name_visit(participant: str, session: str | None) -> str:

@@ -112,6 +112,7 @@ def dash_of(model: str) -> str:
 
 NEEDS_MORE: Final = ("lpips", "suvr", "asymmetry")  # need weights or an atlas
 LESS_IS_BETTER: Final = ("lpips", "mae", "suvr_error")
+BIAS: Final = "suvr_bias"  # best near zero
 
 
 def sign_of(metric: str) -> int:
@@ -235,15 +236,16 @@ def _best(rows: Sequence[ScoreRow], metric: str) -> str:
     measured = [mean for mean in means if not isnan(mean)]
     if not measured:
         return ""
-    if metric == "suvr_bias":  # best near zero
-        return show(min(measured, key=abs), DIGITS)
+    if metric == BIAS:
+        return show(min(map(abs, measured)), DIGITS)
     return show(max(measured, key=lambda mean: sign_of(metric) * mean), DIGITS)
 
 
 def _cell(row: ScoreRow, metric: str, best: str) -> Cell:
-    mean, sd = show(row.means[metric], DIGITS), row.sds[metric]
+    mean, sd = row.means[metric], row.sds[metric]
     deviation = "" if isnan(sd) else show(sd, DIGITS)
-    return mean, deviation, mean == best and not is_baseline(row.model)
+    as_good = show(abs(mean) if metric == BIAS else mean, DIGITS) == best
+    return show(mean, DIGITS), deviation, as_good and not is_baseline(row.model)
 
 
 def _show_mean(mean: float, sd: float) -> str:
