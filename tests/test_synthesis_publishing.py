@@ -197,7 +197,7 @@ def test_a_card_tells_of_controls_of_whom_nothing_was_learned(fitted, tmp_path):
     arrays = {"t1w": one.t1w, "pet": one.pet, "brain": one.brain, "hole": rim}
     store_volumes(fitted.volumes[0], one.owner, **{k: np.array(v) for k, v in arrays.items()})
     publish(card_values(CARD_OF_ALL), fitted, tmp_path / "out")
-    told = ", of 1 of whom no tile was used, as their PET covers none"
+    told = "; 1 of them without any tile, as their PET covers none"
     assert read_card(tmp_path / "out").trained_on == f"two people{told}"
     fold = "two people; without those of fold"
     for number, unused in ((1, ""), (2, told)):  # the first was trained on the other one

@@ -200,7 +200,7 @@ def _places(dataset: str, root: Path, scan: Scan, datatype: str) -> list[Folder]
 
 
 def _find_in_mni(folders: Sequence[Folder], scan: Scan, suffix: str, template: str) -> Path | None:
-    """Find an image in the space of the run's template or, for MNI152 templates, in a similar one."""
+    """Find an image in the run's template space or, for MNI152 templates, in a similar one."""
     found = _find(folders, scan, suffix, {**IN_MNI, "space": (template,)})
     if found is None and template in SPACES:
         found = _find(folders, scan, suffix, IN_MNI)
@@ -291,7 +291,7 @@ def find_derived_pet(
     pet : Scan
         Raw image.
     template : str
-        Name of the run's template, which is preferred in MNI space, as of
+        Name of the run's template, which is preferred in MNI space, as in
         :func:`find_derived_t1w`.
 
     Returns

@@ -165,25 +165,26 @@ def clip_spikes(volume: Volume) -> tuple[Volume, int]:
     return (np.clip(volume, -limit, limit) if count else volume), count
 
 
-LEAST = 0.1  # percentile of the brain that becomes 0 if it is below; our choice, as in winsorize
+LEAST = 0.1  # percentile of the brain raised to 0 if it is negative; our choice, as in winsorize
 
 
 def raise_above_zero(volume: Volume, brain: Mask) -> Volume:
-    """Raise a T1w of which part of the brain is below 0, such as a z-scored one.
+    """Shift a T1w upwards if part of the brain is negative, as in a z-scored image.
 
-    0 stands for what is no brain, and ratios and logarithms are taken of the rest.
+    Later steps take 0 for background, and ratios and logarithms of the other intensities.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
         Intensities of a T1w in any unit, finite.
     brain : ndarray of bool, (I, J, K)
-        Its brain, not empty.
+        Brain mask, not empty.
 
     Returns
     -------
     ndarray, (I, J, K)
-        float32, not below 0: what stays below, such as a fill value of the air, is 0.
+        float32, not negative: intensities that are still negative, such as a fill value of the
+        air, become 0.
 
     Examples
     --------

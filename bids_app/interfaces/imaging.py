@@ -185,16 +185,16 @@ class ApplyMask(SimpleInterface):
 
 
 class _RaiseT1wInputSpec(BaseInterfaceInputSpec):
-    t1w = File(exists=True, mandatory=True, desc="a T1w, as another app has preprocessed it")
-    mask = File(exists=True, mandatory=True, desc="its brain, on the same grid")
+    t1w = File(exists=True, mandatory=True, desc="T1w preprocessed by another app")
+    mask = File(exists=True, mandatory=True, desc="brain mask on the same grid")
 
 
 class _RaiseT1wOutputSpec(TraitedSpec):
-    t1w = File(exists=True, desc="the T1w, not below 0")
+    t1w = File(exists=True, desc="T1w without negative intensities")
 
 
 class RaiseT1w(SimpleInterface):
-    """Hand a T1w on, raised if part of its brain is below 0, as for N4."""
+    """Shift a T1w upwards if part of its brain is negative, as before N4."""
 
     input_spec = _RaiseT1wInputSpec
     output_spec = _RaiseT1wOutputSpec

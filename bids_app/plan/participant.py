@@ -383,8 +383,8 @@ def _describe_early(pet: Scan, header: Header | None, settings: Settings) -> Ite
     first = min(starts[frame] for frame in used)
     if first < EARLIEST_FRAME:
         yield (
-            f"{pet.path.name}: the averaged frames begin {first / 60:.1f} min after injection, when "
-            "FDG shows blood flow rather than metabolism; select frames from 30 min on with "
+            f"{pet.path.name}: the averaged frames begin {first / 60:.1f} min after injection, "
+            "when FDG shows blood flow rather than metabolism; select frames from 30 min on with "
             "--pet-frames, the same for all participants"
         )
 
@@ -541,7 +541,7 @@ def _is_preprocessed(plan: VisitPlan) -> bool:
 
 
 def _has_unit(image: Path, unit: object) -> bool:
-    """Tell whether a sidecar says this unit: who corrects a raw sidecar changes no image."""
+    """Return whether a sidecar has this unit; correcting a raw sidecar changes no image."""
     known = [*unit] if isinstance(unit, tuple) else unit  # as JSON has it
     return bool(read_json(sidecar_path(image)).get("Units") == known)
 

@@ -128,7 +128,7 @@ class CohortPlan:
 
 
 def _spell(number: float) -> str:
-    """Write a number in full, so that it can be given again.
+    """Format a number with all its digits, so that it can be used in a command.
 
     Examples
     --------

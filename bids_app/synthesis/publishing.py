@@ -143,11 +143,11 @@ def _remove_folds(folder: Path, *, beyond: int) -> None:
 
 
 def _describe_unused(visits: Sequence[Volumes], spec: Spec) -> str:
-    """Tell how many of its controls a network learned nothing from: their PET covers no tile."""
+    """Describe how many controls a network was not trained on because their PET covers no tile."""
     if isinstance(spec, TissueSpec):
         return ""
     unused = len(visits) - len(usable_pairs(visits, spec))
-    return f", of {unused} of whom no tile was used, as their PET covers none" if unused else ""
+    return f"; {unused} of them without any tile, as their PET covers none" if unused else ""
 
 
 def _save(weights: Path, volumes: Sequence[Path], card: Card, folder: Path) -> None:

@@ -95,8 +95,8 @@ def init_participant_wf(
 ) -> Workflow:
     """Register a T1w to MNI space and predict its FDG PET, there and on its own grid.
 
-    Nothing is predicted of a T1w whose registration failed: the node ``verdict`` says why, and
-    ends with an error.
+    If the registration of the T1w failed, no PET is predicted: the node ``verdict`` ends with an
+    error that says why.
 
     Parameters
     ----------
