@@ -68,6 +68,17 @@ def test_what_fails_is_told_and_the_others_go_on(monkeypatch, capsys):
     ]
 
 
+def test_a_check_that_a_busy_machine_does_not_get_done_says_so(shadow, monkeypatch, capsys):
+    shadow("SimpleITK", "import time; time.sleep(60)")
+    monkeypatch.setattr(selftest, "TIMEOUT", 0.5)
+    monkeypatch.setattr(selftest, "CHECKS", {"packages": selftest.check_packages})
+    assert selftest.self_test() == 1
+    assert capsys.readouterr().out.startswith(
+        "FAILED  packages: not done after 0 minutes; if other work keeps this machine busy, run "
+        "the self-test again when it is done\n"
+    )
+
+
 @pytest.fixture
 def shadow(tmp_path, monkeypatch):
     """Put a module of this text in front of one that is installed."""

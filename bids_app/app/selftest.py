@@ -171,14 +171,20 @@ def _run(
     flags = [
         f for f, on in (("-E", sys.flags.ignore_environment), ("-s", sys.flags.no_user_site)) if on
     ]
-    return subprocess.run(
-        [sys.executable, "-P", *flags, *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT,
-        env=environment,
-    )
+    try:
+        return subprocess.run(
+            [sys.executable, "-P", *flags, *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UnusableDataError(
+            f"not done after {TIMEOUT / 60:.0f} minutes; if other work keeps this machine busy, "
+            "run the self-test again when it is done"
+        ) from error
 
 
 def _refuse_failure(name: str, run: subprocess.CompletedProcess[str]) -> None:
