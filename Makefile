@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO ?= demo
+# Without setuptools' warning of editable installations, which looks like an error and calls for nothing.
+EDITABLE = PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable
 TEST = $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/containers
 
 .PHONY: demo test test-fast test-containers lint docs docs-example clean
@@ -12,11 +14,11 @@ $(VENV)/.runnable: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(EDITABLE) .
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.runnable
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	$(EDITABLE) '.[test,lint]'
 	touch $@
 
 demo: $(VENV)/.runnable  ## Simulate a small cohort, bring it into MNI space, map its patients
@@ -49,7 +51,7 @@ lint: $(VENV)/.installed  ## Check style, types, imports and spelling
 	$(BIN)/hadolint Dockerfile
 
 docs: $(VENV)/.runnable  ## Build the documentation to site/; a broken link is an error
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(EDITABLE) '.[docs]'
 	$(BIN)/mkdocs build --strict --quiet
 
 docs-example: demo  ## Write the example reports of the documentation again, from the demo
