@@ -23,6 +23,7 @@ OWN = "MNI152NLin2009aSym"  # included in nilearn, so that no network is needed
 REGISTRATION_RESOLUTION = 1.0  # mm
 FEWEST, MOST = 2, 1e9  # voxels per side, and per grid (4 GB in float32); our choice
 HALF = 0.5  # voxel
+COHORT = re.compile(r"_cohort-([A-Za-z0-9]+)_")  # in TemplateFlow's names
 NAMED = re.compile(r"_atlas-([A-Za-z0-9]+)(?:_desc-([A-Za-z0-9]+))?_")  # in TemplateFlow's names
 
 
@@ -92,6 +93,8 @@ def of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
         If TemplateFlow cannot create its folder.
     MissingInputError
         If it cannot provide them.
+    UsageError
+        If the template has several cohorts, such as one per age.
     """
     templateflow = _templateflow(f"template {name}")
     found = []
@@ -107,6 +110,12 @@ def of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
         if not paths or not paths[0].exists():
             raise MissingInputError(
                 f"template {name}: no 1 mm {query['suffix']} in TemplateFlow; choose another"
+            )
+        cohorts = {cohort for path in paths for cohort in COHORT.findall(path.name)}
+        if len(cohorts) > 1:
+            raise UsageError(
+                f"template {name}: it has a T1w for each of {len(cohorts)} cohorts, such as ages, "
+                "and --template cannot name one; choose a template without cohorts"
             )
         found.append(nifti.load(sorted(paths)[0]))
     t1w, mask = found

@@ -125,6 +125,17 @@ def test_a_template_without_a_file_is_missing(tmp_path, monkeypatch, found):
         prepare("Empty", GRID, tmp_path / "template", registration_resolution=4.0)
 
 
+def test_a_template_of_several_cohorts_is_refused(tmp_path, monkeypatch):
+    """As MNIPediatricAsym, whose first cohort would be used for all ages."""
+    names = [f"tpl-Ages_cohort-{n}_res-1_T1w.nii.gz" for n in (1, 2)]
+    for name in names:
+        nifti.save(nifti.Image(np.ones(GRID.shape, np.float32), GRID.affine), tmp_path / name)
+    found = [tmp_path / name for name in names]
+    monkeypatch.setattr(templateflow, "get", lambda _name, **_query: found)
+    with pytest.raises(UsageError, match="template Ages: it has a T1w for each of 2 cohorts"):
+        prepare("Ages", GRID, tmp_path / "template", registration_resolution=4.0)
+
+
 @pytest.fixture
 def mine(tmp_path, monkeypatch, rng):
     """Give TemplateFlow a template, ``Mine``; its T1w and its mask."""
