@@ -152,7 +152,7 @@ def test_the_report_says_so_in_notes_sources_and_methods(out):
     page = re.sub(r"\s+", " ", (out / "sub-01.html").read_text())
     assert f"T1w, brain mask and transforms to {TEMPLATE} are taken from fMRIPrep 24.1.1" in page
     assert "fmriprep:sub-01/anat/sub-01_desc-preproc_T1w.nii.gz" in page
-    assert "by the transform that fMRIPrep 24.1.1 has found" in page
+    assert "with the transform computed by fMRIPrep 24.1.1" in page
     assert "The FDG PET was taken from the output of PETPrep 0.0.2" in page
     assert "The brain was extracted" not in page
     other = re.sub(r"\s+", " ", (out / "sub-02.html").read_text())

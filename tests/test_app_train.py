@@ -156,7 +156,7 @@ def test_a_tissue_model_is_a_generator_too(out):
     assert [(row["fold"], row["kept"]) for row in history] == [("1", "1"), ("2", "1"), ("all", "1")]
     page = (out / "train.html").read_text()
     assert "least squares" in page
-    assert "A tissue model, which is no network, was fitted as well" in page
+    assert "A tissue model, which is not a network, was fitted as well" in page
 
 
 def test_a_conditioned_row_stands_beside_the_one_it_is_made_of(runs):
@@ -171,7 +171,7 @@ def test_a_conditioned_row_stands_beside_the_one_it_is_made_of(runs):
     plain = read_json(out / "generators" / SEMI3D / "card.json")
     assert {**plain["spec"], "condition": card["spec"]["condition"]} == card["spec"]
     page = " ".join((out / "train.html").read_text().split())
-    assert "of conditioned semi-3D Cycle-GAN with MSE loss also saw the PET" in page
+    assert "of conditioned semi-3D Cycle-GAN with MSE loss also received the PET" in page
 
 
 def test_the_tissue_model_of_a_fold_has_not_seen_those_it_leaves_out(out):
@@ -265,7 +265,7 @@ def test_a_run_goes_on_from_a_generator_of_another_dataset(out, tmp_path, capsys
             assert [one["sha256"] for one in made["initialized_from"]] == [card["sha256"]]
             assert made["initialized_from"][0]["participants"] == list(CONTROLS)
     page = " ".join((there / "train.html").read_text().split())
-    assert f"Training went on from {CONDITIONED}, which had seen none of these controls" in page
+    assert f"Training started from {CONDITIONED}, which had not been trained on any of" in page
 
 
 # Bad luck

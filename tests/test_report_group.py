@@ -270,7 +270,7 @@ def test_nothing_at_all_still_makes_a_page(tmp_path):
     page = path.read_text(encoding="utf-8")
     text = text_of(page)
     assert [one for one in Reader(page).ids if one in SECTIONS] == SECTIONS
-    for told in ("clusters.tsv is missing", "No card of a detector", "No detector has found"):
+    for told in ("clusters.tsv is missing", "No detector card was found", "No detector has found"):
         assert told in text
     assert text.count("No figure.") == 2
 
@@ -449,7 +449,7 @@ def test_a_patient_that_a_detector_was_trained_on_is_a_warning(cohort):
 
 
 def test_a_control_that_was_scored_without_real_pet_is_a_warning(cohort):
-    told = "Synthetic PET must not stand for healthy people."
+    told = "Synthetic PET must not be used as a substitute for healthy people."
     table = cohort.out / "detectors/hybrid/control_clusters.tsv"
     lines = [*read_tsv(table), {"participant_id": "sub-C3", "detector": "ocsvm"}]
     write_tsv(table, CONTROL, lines)
@@ -525,12 +525,14 @@ def test_a_detector_of_an_earlier_run_is_told_and_not_shown(cohort):
     page = cohort.write(**RUN)
     told = text_of(section(page, "summary"))
     people = "sub-C1, sub-C2, sub-P1 and sub-P2"
-    assert "no part of this report: maps of z score, hybrid of sub-P1 and sub-P2; maps" in told
+    assert "not part of this report: maps of z score, hybrid of sub-P1 and sub-P2; maps" in told
     assert f"maps of z score, real of {people}." in told
     assert "maps of OC-SVM" not in told
     assert "z score" not in section(page, "maps")
     own = section(cohort.write_subject("P1"), "anomalies")
-    assert own.count("This map is of an earlier run of the group level than the last one.") == 2
+    assert (
+        own.count("This map is from an earlier run of the group level, not from the last one.") == 2
+    )
 
 
 def test_a_control_that_is_no_longer_one_is_not_taken_for_a_patient(cohort):
@@ -543,7 +545,7 @@ def test_a_control_that_is_no_longer_one_is_not_taken_for_a_patient(cohort):
     page = cohort.write(**RUN)
     told = text_of(section(page, "summary"))
     assert "2 patients, scored by" in told
-    assert "an earlier run, and no part of this report: all maps of sub-C2." in told
+    assert "an earlier run, and not part of this report: all maps of sub-C2." in told
     assert "sub-C2.html" not in page
     assert row_of(page, "OC-SVM, real")[2] == "2 of 2: sub-P1; sub-P2"
 
@@ -554,7 +556,7 @@ def test_a_patient_of_an_earlier_run_is_not_one_without_clusters(cohort):
     page = cohort.write(**RUN)
     told = text_of(section(page, "summary"))
     assert "1 patient, scored by" in told
-    assert "no part of this report: all maps of sub-P2." in told
+    assert "not part of this report: all maps of sub-P2." in told
     assert row_of(page, "OC-SVM, real")[2] == "1 of 1: sub-P1"
     for name in ("maps", "clusters", "calibration"):
         assert "sub-P2" not in section(page, name)
@@ -578,7 +580,7 @@ def test_a_training_set_of_an_earlier_run_is_not_one_that_found_nothing(cohort):
     keep(cohort, training_set="real", training_set_1="real", training_set_2="real")
     page = cohort.write(**RUN)
     told = text_of(section(page, "summary"))
-    assert "no part of this report: all of detectors/hybrid." in told
+    assert "not part of this report: all of detectors/hybrid." in told
     for name in ("maps", "clusters", "detection", "calibration", "detectors", "methods"):
         assert "hybrid" not in section(page, name)
     assert [row[0] for row in tables_in(section(page, "summary"))[0][1:]] == [
@@ -594,7 +596,7 @@ def test_without_a_record_of_the_run_all_maps_stand_for_it_and_that_is_said(coho
     record.unlink()
     if damage is not None:
         record.write_text(damage)
-    told = "group_scored.json cannot be read: some of the maps may be of earlier runs."
+    told = "group_scored.json cannot be read: some of the maps may be from earlier runs."
     page = cohort.write(**RUN)
     assert told in section(page, "summary")
     assert told not in before
@@ -632,7 +634,10 @@ def test_people_of_another_dataset_with_the_same_labels_are_others(cohort, tmp_p
         replace(one, training_set="hybrid") for one in maps_on_disk(cohort.out) if not one.control
     ]
     write_run(cohort.out, ScoredRun("A dataset.", maps))
-    false = ("scored as patients", "Synthetic PET must not stand for healthy people")
+    false = (
+        "scored as patients",
+        "Synthetic PET must not be used as a substitute for healthy people",
+    )
     told = {}
     for dataset in ("A dataset.", "Another one."):
         change(elsewhere / "card.json", dataset=dataset, controls=card["controls"])
@@ -1619,4 +1624,4 @@ def test_whether_synthetic_pet_is_like_real_pet_is_told(cohort, values, told):
 
 
 def test_that_it_was_not_examined_is_told_where_synthetic_pet_trains(cohort):
-    assert "It was not examined whether synthetic PET" in cohort.write()
+    assert "Whether synthetic PET has the same distribution" in cohort.write()

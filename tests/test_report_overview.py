@@ -101,9 +101,9 @@ def test_ratings_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "row", "told"),
     [
-        (("participant_id", "rating"), ("sub-01", "bad"), "sub-01: 'bad' is no rating"),
+        (("participant_id", "rating"), ("sub-01", "bad"), "sub-01: 'bad' is not a rating"),
         (("who", "rating"), ("sub-01", "fail"), "has no columns participant_id and rating"),
-        (("participant_id", "rating"), ("sub-1", "fail"), "sub-1: is rated fail, but not in"),
+        (("participant_id", "rating"), ("sub-1", "fail"), "sub-1: is rated fail, but is not in"),
     ],
 )
 def test_ratings_that_cannot_be_used_are_refused(tmp_path, columns, row, told):

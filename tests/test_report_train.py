@@ -322,7 +322,7 @@ def test_nothing_at_all_still_makes_a_page(tmp_path):
     page = path.read_text()
     text = text_of(page)
     assert [one for one in Reader(page).ids if one in SECTIONS] == SECTIONS
-    for told in ("table1.tsv is missing", "No card of a generator", "No table.", "No tests."):
+    for told in ("table1.tsv is missing", "No generator card was found", "No table.", "No tests."):
         assert told in text
     assert text.count("No figure.") == 4
 
@@ -896,7 +896,7 @@ def test_a_model_no_better_than_a_baseline_is_a_warning():
     for baseline in (same, better):
         (told,) = doubts_of(trained_with([model, baseline]))
         assert (
-            "semi-3D Simple-GAN is no better than what needs no network: The T1w itself (SSIM and"
+            "semi-3D Simple-GAN is no better than methods without a network: The T1w itself (SSIM "
             in told
         )
 
@@ -933,7 +933,7 @@ def test_methods_tell_what_was_done_with_which_version(tree):
     text = methods_of(tree)
     for told in (
         *("mri2pet 9.8.7", "PyTorch 2.13.0", "SciPy 1.2.3", "5 controls", "3 folds"),
-        *("which left out 1, 2 and 2 controls", "a little optimistic", "2 mm FWHM", "(D(y) − 1)²"),
+        *("which left out 1, 2 and 2 controls", "slightly optimistic", "2 mm FWHM", "(D(y) − 1)²"),
         *("9 (semi-3D) and 2 (3D-patch) residual blocks", "at most 200 epochs, constant for 100"),
         *("semi-3D Cycle-GAN with MSE loss: adversarial 1, cycle 10, MSE 100", "edges of 32"),
         *("5 (semi-3D) and 10 (3D-patch)", "learning rate of 0.0002", "Zotova D", "Zhang R"),

@@ -238,7 +238,7 @@ def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
     run, on_disk = read_run(output_dir), maps_on_disk(output_dir)
     maps = on_disk if run is None else run.maps
     if run is None and on_disk:
-        faults.append(f"{SCORED} cannot be read: some of the maps may be of earlier runs.")
+        faults.append(f"{SCORED} cannot be read: some of the maps may be from earlier runs.")
     sets = {subject.training_set for subject in maps}
     cards = find_cards(output_dir, sets, applied, faults)
     clusters = read_all_clusters(output_dir, faults)

@@ -64,16 +64,16 @@ def draw_gallery(
     """
     choice = choose(scores)
     if choice is None:
-        missing = "No SSIM inside the brain was found by which a control could be chosen."
+        missing = "No control could be chosen, because no SSIM inside the brain was found."
         return Panel("One control, all models", "", missing=missing)
     score, similarities = choice
     visit = name_visit(score.participant, score.session)
     title = f"{visit}, left out in fold {score.fold if score.fold else ''}"
     caption = (
         f"Of all controls, {visit} has the median SSIM in the brain by "
-        f"{full_name_of(score.model)}, the best model there. Each SYNTHETIC PET is by a "
-        "generator that was not trained on this participant. Blue: the real PET is brighter than "
-        "the synthetic one; red: it is less bright."
+        f"{full_name_of(score.model)}, the best model there. Each SYNTHETIC PET was "
+        "predicted by a generator that was not trained on this participant. Blue: the real PET is "
+        "brighter than the synthetic one; red: it is less bright."
     )
     panel = Panel(title, caption)
     try:

@@ -182,7 +182,7 @@ def describe_scoring(detected: Detected) -> list[str]:
     if controls:
         sentences.append(
             f"{_count(len(controls), 'control')}, for comparison: each scored on real PET, by the "
-            "folds that had not been trained on this control."
+            "folds that had not been trained on that control."
         )
     return sentences
 
@@ -309,7 +309,7 @@ def _describe_stale(detected: Detected) -> list[str]:
         parts.append(f"all of {enumerate_words(detected.stale_folders)}")
     if not parts:
         return []
-    return [f"Left over from an earlier run, and no part of this report: {'; '.join(parts)}."]
+    return [f"Left over from an earlier run, and not part of this report: {'; '.join(parts)}."]
 
 
 def _cards_of_dataset(detected: Detected) -> Mapping[str, DetectorCard]:
@@ -330,7 +330,7 @@ def _trained_on_patients(detected: Detected) -> list[str]:
     }
     return [
         f"The detectors of {name} were trained on people who are scored as patients: "
-        f"{_list(labels)}. Their maps show too little."
+        f"{_list(labels)}. Their maps may miss abnormalities."
         for name, labels in overlaps.items()
         if labels
     ]
@@ -351,7 +351,8 @@ def _synthetic_controls(output_dir: Path, detected: Detected) -> list[str]:
         if lacking:
             sentences.append(
                 f"Controls of {name} were scored, but no real PET of them is in this dataset: "
-                f"{_list(lacking)}. Synthetic PET must not stand for healthy people."
+                f"{_list(lacking)}. Synthetic PET must not be used as a substitute for healthy "
+                "people."
             )
     return sentences
 
@@ -376,8 +377,8 @@ def _calibration(detected: Detected) -> list[str]:
         }
         if not counts:
             sentences.append(
-                f"Training set {name}: no control was held out, so it is unknown how many such "
-                "clusters healthy people have."
+                f"Training set {name}: no control was held out, so the number of such clusters in "
+                "healthy people is unknown."
             )
         elif min(counts) < FEW:
             n_controls = min(counts)
@@ -397,9 +398,9 @@ def _flat_maps(detected: Detected) -> list[str]:
         if without:
             sentences.append(
                 f"{without} of {len(scores)} held-out controls have no cluster by "
-                f"{title_of(*detector)}. Where that is because many of "
-                "their voxels score alike, as with very few controls to train on, too little is "
-                "expected of a healthy control."
+                f"{title_of(*detector)}. If this is because many of their voxels have equal "
+                "scores, as with very few training controls, the expected counts for a healthy "
+                "control are too low."
             )
     return sentences
 
@@ -533,11 +534,11 @@ VERDICTS: Final = {
     "alike": "Detectors that were trained on real PET see no difference between synthetic PET and "
     "real PET of controls that they were not trained on",
     "too typical": "Synthetic PET is more typical than real PET of healthy people. Detectors that "
-    "are trained on it take for abnormal what differs among healthy people; judge clusters by what "
-    "held-out controls have",
+    "trained on it treat normal variation as abnormal; compare clusters with those of held-out "
+    "controls",
     "too unusual": "Synthetic PET is more unusual than real PET of healthy people. Detectors that "
-    "are trained on it take for normal what no healthy person shows; train the generator longer or "
-    "on more controls, or use --training-set real",
+    "trained on it treat as normal what no healthy person shows; train the generator longer or on "
+    "more controls, or use --training-set real",
 }
 
 
@@ -552,16 +553,16 @@ def describe_distribution(detected: Detected) -> dict[str, object]:
     if not comparisons:
         return {
             "lines": [],
-            "sentence": "It was not examined whether synthetic PET is distributed as real PET is: "
-            "that takes one-class SVMs trained on real PET, and controls held out from them. Give "
-            "--training-set real beside others, and ocsvm among --detectors.",
+            "sentence": "Whether synthetic PET has the same distribution as real PET was not "
+            "examined: this needs one-class SVMs trained on real PET, and controls held out from "
+            "them. Include real in --training-set, and ocsvm in --detectors.",
         }
     whole = comparisons[0]
     counts = f"{whole.synthetic} synthetic against {whole.real} held-out real PET"
     return {
         "sentence": f"{VERDICTS[whole.verdict]}. Over the whole brain, a synthetic PET scores "
         f"higher than a held-out real one in {whole.score_area:.0%} of all pairs ({counts}); 50 % "
-        "would be alike.",
+        "would mean no difference.",
         "lines": [
             [
                 comparison.region,

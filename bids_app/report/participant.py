@@ -140,7 +140,7 @@ def _describe_stale(output_dir: Path, anomaly: Anomaly, run: ScoredRun | None) -
     """Return a sentence on a map that is not from the last run of the group level."""
     if run is None or anomaly.paths["statmap"] in {output_dir / scored.path for scored in run.maps}:
         return []
-    return ["This map is of an earlier run of the group level than the last one."]
+    return ["This map is from an earlier run of the group level, not from the last one."]
 
 
 def _part(

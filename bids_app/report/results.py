@@ -59,7 +59,7 @@ class ImageCache:
         if image.data.ndim != 3:
             raise UnusableDataError(f"{self._name(path)} is not one volume.")
         if grid is not None and not _share_grid(image, grid):
-            raise UnusableDataError(f"{self._name(path)} lies on another grid than it should.")
+            raise UnusableDataError(f"{self._name(path)} is not on the expected grid.")
         return image
 
     def take_derivative(self, derivative: Derivative | None, grid: Image | None = None) -> Image:
@@ -210,8 +210,8 @@ def describe_uncertainty(deviation: Derivative | None) -> str:
     >>> measured["CorrelationWithAbsoluteError"] = 0.31
     >>> print(describe_uncertainty(Derivative(Path("std.nii.gz"), {"Uncertainty": measured})))
     In people who were not in its training data, the real PET was within 1.3 SD of the synthetic \
-one in 80 % of brain voxels (nominal: 80 %). Over the voxels of a person, SD and absolute error \
-correlate by r = 0.31.
+one in 80 % of brain voxels (nominal: 80 %). Across the voxels of a person, SD and absolute error \
+correlate with r = 0.31.
     """
     recorded = None if deviation is None else deviation.metadata.get("Uncertainty")
     uncertainty = recorded if isinstance(recorded, dict) else {}
@@ -233,8 +233,8 @@ correlate by r = 0.31.
     if not cover or r is None:
         return "Its accuracy was not reported."
     return (
-        f"In people who were not in its training data, the real PET was {cover}. Over the voxels "
-        f"of a person, SD and absolute error correlate by r = {r:.2f}."
+        f"In people who were not in its training data, the real PET was {cover}. Across the "
+        f"voxels of a person, SD and absolute error correlate with r = {r:.2f}."
     )
 
 
@@ -333,13 +333,13 @@ def read_verdict(verdict: str, reasons: Sequence[str]) -> str:
     Examples
     --------
     >>> read_verdict("pass", []), read_verdict("fail", ["half of the brain is missing"])
-    ('It fits.', 'FAILED: half of the brain is missing. The image is used nowhere.')
+    ('It fits.', 'FAILED: half of the brain is missing. The image is not used.')
     """
     if verdict == "pass":
         return "It fits."
     text = "; ".join(reasons)
     if verdict == "fail":
-        return f"FAILED: {text}. The image is used nowhere."
+        return f"FAILED: {text}. The image is not used."
     return f"IN DOUBT: {text}. Look at the figure before you use it."
 
 
@@ -399,20 +399,20 @@ def read_coverage(share: float, missing: object) -> tuple[str, bool]:
     >>> read_coverage(0.9995, [])
     ('The whole brain is covered.', False)
     >>> read_coverage(0.931, ["the top 2.4 cm"])
-    ('INCOMPLETE: what is missing (the top 2.4 cm of the brain) counts nowhere.', True)
+    ('INCOMPLETE: the missing part (the top 2.4 cm of the brain) is ignored.', True)
     """
     if share >= COMPLETE:
         return "The whole brain is covered.", False
     part = describe_missing(missing)
-    return f"INCOMPLETE: what is missing ({part} of the brain) counts nowhere.", True
+    return f"INCOMPLETE: the missing part ({part} of the brain) is ignored.", True
 
 
 def warnings_of(visits: Sequence[Results]) -> list[str]:
     """List sentences on reasons for doubt that are found in the files themselves."""
     flagged = [f"{row.name}: {row.reading}" for row in registration_rows(visits) if row.flagged]
     trained = [
-        f"{visit.name}: the generator was trained on this participant, so that its synthetic PET "
-        "is better than it would be for anybody else."
+        f"{visit.name}: the generator was trained on this participant, so its synthetic PET is "
+        "better than it would be for anyone else."
         for visit in visits
         if visit.synthetic and visit.synthetic.metadata.get("TrainedOnThisParticipant") is True
     ]

@@ -210,8 +210,8 @@ def why_no_lpips(rows: Sequence[ScoreRow]) -> str:
         return ""
     if len(without) == len(rows):
         return (
-            "LPIPS is n/a: it needs the weights of a network that the app does not carry, and the "
-            "run was given none (--lpips-weights FILE, or MRI2PET_LPIPS_WEIGHTS)."
+            "LPIPS is n/a: it needs the weights of a network that is not distributed with the app, "
+            "and none were given (--lpips-weights FILE, or MRI2PET_LPIPS_WEIGHTS)."
         )
     names = ", ".join(full_name_of(row.model) for row in without)
     return f"LPIPS was not measured for: {names}."

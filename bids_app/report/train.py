@@ -97,8 +97,8 @@ def _no_better(rows: Sequence[ScoreRow]) -> list[str]:
         ]
         if matched:
             sentences.append(
-                f"Inside the brain, {full_name_of(row.model)} is no better than what needs no "
-                f"network: {'; '.join(matched)}."
+                f"Inside the brain, {full_name_of(row.model)} is no better than methods "
+                f"without a network: {'; '.join(matched)}."
             )
     return sentences
 
