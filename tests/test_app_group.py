@@ -617,8 +617,8 @@ def test_a_report_is_about_what_its_run_has_scored(out, tmp_path):
     assert "1 patient, scored by z score." in page
     assert "5 controls, for comparison" in page
     assert (
-        "Left over from an earlier run, and no part of this report: all maps of sub-c1 and sub-p2; "
-        "maps of OC-SVM, real of sub-c2, sub-c3, sub-c4, sub-c5, sub-c6 and sub-p1; maps of "
+        "Left over from an earlier run, and not part of this report: all maps of sub-c1 and sub-p2"
+        "; maps of OC-SVM, real of sub-c2, sub-c3, sub-c4, sub-c5, sub-c6 and sub-p1; maps of "
         "pseudo-normal, real of sub-c2, sub-c3, sub-c4, sub-c5, sub-c6 and sub-p1; all of "
         "detectors/hybrid and detectors/synthetic."
     ) in page
@@ -871,13 +871,13 @@ def test_a_detector_of_another_version_is_told_of_or_refused(out, tmp_path, rele
     options = ("--detector", str(detector), "--detectors", "zscore", "--participant-label", "p2")
     with redirect_stderr(said), without_pages():
         assert main(arguments(there, *options)) == code
-    note = f"made by mri2pet {release}: detector real; this is {version('mri2pet')}, and "
+    note = f"made by mri2pet {release}: detector real; this is {version('mri2pet')}, "
     if code:
         assert note in " ".join(said.getvalue().split())
         assert not list(there.rglob("*statmap*"))
     else:
         (told,) = read_json(there / "logs" / "group_report.json")["notes"]
-        assert told == f"{note}may have made them otherwise; to be sure, train it again"
+        assert told == f"{note}which may give different results; to be sure, train it again"
 
 
 # Bad luck
@@ -1080,7 +1080,7 @@ def test_reports_can_be_written_again_from_disk(out, tmp_path, capsys):
     ("options", "code", "words"),
     [
         (("--control-query", "group == 'nobody'"), 65, "group holds 'control', 'patient'"),
-        (("--patient-query", "group == 'nobody'"), 65, "nobody in it matches"),
+        (("--patient-query", "group == 'nobody'"), 65, "no participant matches"),
         (("--patient-query", "participant_id == 'sub-c1'"), 65, "sub-c1 would be control and pat"),
         (("--participant-label", "p9"), 18, "no patient is left"),
         (
@@ -1121,7 +1121,7 @@ def beside(out, monkeypatch):
     ("options", "code", "words"),
     [
         (("-d", "lesions=/nowhere"), 66, "/nowhere: no such folder; correct --derivatives"),
-        (("-d", "lesions=raw"), 66, "raw: holds no mask of lesions of any patient of this run"),
+        (("-d", "lesions=raw"), 66, "raw: contains no lesion mask for any patient of this run"),
         (("--atlas", "/nowhere.nii.gz", "atlas.tsv"), 66, "/nowhere.nii.gz: no such file"),
         (("--atlas", "atlas.tsv", "atlas.tsv"), 65, "atlas.tsv: not a NIfTI image"),
         (("--atlas", "atlas.nii.gz", "nowhere.tsv"), 66, "nowhere.tsv: no such file"),

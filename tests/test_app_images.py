@@ -64,7 +64,7 @@ def test_a_folder_without_a_mask_of_any_patient_is_refused(tmp_path, name):
     with pytest.raises(MissingInputError) as refused:
         find(tmp_path, patient("p1"), patient("p2"))
     told = f"{refused.value}"
-    assert told.startswith(f"{tmp_path}: holds no mask of lesions of any patient of this run")
+    assert told.startswith(f"{tmp_path}: contains no lesion mask for any patient of this run")
     assert "sub-X[_ses-Y]_space-T1w_label-L_mask.nii.gz" in told
     assert "--derivatives lesions=PATH" in told
 

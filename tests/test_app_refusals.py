@@ -306,7 +306,7 @@ def test_names_are_not_cut_in_a_narrow_terminal(study):
         ("raw/sub-01", None, "is inside the input dataset"),
         (".", None, "contains the BIDS dataset"),
         ("raw/..", None, "contains the BIDS dataset"),
-        ("foreign", None, "that mri2pet has not made"),
+        ("foreign", None, "was not made by mri2pet"),
     ],
 )
 def test_folders_that_a_run_must_not_write_to(study, capsys, out, work, said):

@@ -446,7 +446,7 @@ def test_without_a_raw_table_what_is_known_stays(tmp_path):
         [{"participant_id": "sub-01", "group": "control"}],
     )
     (stale,) = finish_dataset(out, bids_dir=raw, participants={})
-    assert "participants.tsv: no such file; what an earlier run knew of sub-01 stays" in stale
+    assert "participants.tsv: no such file; what an earlier run found on sub-01 is kept" in stale
     assert read_tsv(out / "participants.tsv")[0]["group"] == "control"
     (raw / "participants.tsv").write_text("damaged")  # it decides, though nobody can read it
     assert finish_dataset(out, bids_dir=raw, participants={}) == []

@@ -220,7 +220,10 @@ def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unli
         ("clusters", "3 (real ocsvm), 1 (real zscore)"),
     ):
         told = read_json(tables[name].with_suffix(".json"))["expected_in_control"]["Description"]
-        assert "A control's map is made by the one fold that left it out, a patient's is" in told
+        assert (
+            "A control's map comes from the one fold that left the control out, a patient's is"
+            in told
+        )
         assert f". Number of these controls: {controls}" in told
 
 

@@ -190,7 +190,7 @@ def test_a_map_says_what_its_numbers_are_and_what_it_is_not(visit, detector, wor
     assert ("as does much of the brain of a control" in text) is (detector == "ocsvm")
     assert "more is more abnormal" in text
     assert next(iter(sidecars(visit, detector).values()))["SkullStripped"] is True
-    assert "no diagnosis" in text
+    assert "not a diagnosis" in text
 
 
 @pytest.mark.skipif(find_validator() is None, reason="bids-validator-deno is not installed")

@@ -223,7 +223,7 @@ def test_a_pet_is_never_put_on_another_t1w_than_the_one_it_names(out):
     write_visit(out, "01", "b", pets=[])
     assert [len(visit.pets) for visit in find_preprocessed(out, TEMPLATE, 1.0)] == [1, 0]
     gone.t1w_in_template.unlink()
-    with pytest.raises(UnusableDataError, match=r"ses-b_.*no T1w that it lies on is there"):
+    with pytest.raises(UnusableDataError, match=r"ses-b_.*T1w to which it is aligned was not"):
         find_preprocessed(out, TEMPLATE, 1.0)
 
 

@@ -158,7 +158,7 @@ def test_a_mask_that_does_not_say_where_it_lies_is_refused(tmp_path, space):
         find(tmp_path)
     assert told.value.exit_code == 65
     assert f"{told.value}".startswith(f"{mask}: its name says neither space-T1w nor {IN_TEMPLATE}")
-    assert f"{told.value}".endswith("; name or resample it so")
+    assert f"{told.value}".endswith("; rename or resample it accordingly")
 
 
 @given(st.permutations([None, "a", "b"]), st.sampled_from([None, "a", "b", "c"]))

@@ -471,9 +471,11 @@ def test_a_pet_in_mni_space_does_not_lie_on_a_t1w_elsewhere(tmp_path, raw, fmrip
 
 
 def test_a_folder_without_participants_is_refused(tmp_path, raw, head):
-    with pytest.raises(UnusableDataError, match=r"subjects: holds no folder .*clinica=PATH"):
+    with pytest.raises(
+        UnusableDataError, match=r"subjects: contains no participant .*clinica=PATH"
+    ):
         select(raw, clinica=raw)
-    with pytest.raises(UnusableDataError, match=r"holds no folder of a participant \(sub-X\)"):
+    with pytest.raises(UnusableDataError, match=r"contains no participant folder \(sub-X\)"):
         select(raw, mni=raw / "sub-01")
 
 
@@ -532,7 +534,7 @@ def test_a_folder_that_is_no_dataset_of_derivatives_is_refused(raw, tmp_path, fm
         select(raw, fmriprep=tmp_path / "nowhere")
     with pytest.raises(UnusableDataError, match=f"such as {fmriprep}, in --derivatives fmri"):
         select(raw, fmriprep=tmp_path)
-    with pytest.raises(UnusableDataError, match="names no app that made the dataset"):
+    with pytest.raises(UnusableDataError, match="does not name the app that made the dataset"):
         select(raw, petprep=raw)
 
 

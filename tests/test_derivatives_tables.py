@@ -147,7 +147,7 @@ def test_a_table_without_participants(tmp_path, text):
 def test_a_participant_who_stands_in_it_twice(tmp_path):
     table = "participant_id\tgroup\nsub-01\tcontrol\nsub-02\tcontrol\nsub-01\tpatient\n"
     (tmp_path / "participants.tsv").write_text(table)
-    with pytest.raises(UnusableDataError, match="sub-01 stands in it twice"):
+    with pytest.raises(UnusableDataError, match="sub-01 occurs twice"):
         select(tmp_path, "group == 'control'")
 
 

@@ -758,7 +758,7 @@ def test_people_of_another_release_are_told_of_in_one_sentence(out):
     people = choose(out)
     assert people.notes == (
         "made by an unknown version: sub-p2, made by mri2pet 0.9.0: sub-01, sub-03; this is "
-        f"{version('mri2pet')}, and may have made them otherwise; to make them anew, delete their "
+        f"{version('mri2pet')}, which may give different results; to make them anew, delete their "
         "folders and run the participant level",
     )
     assert labels(people.controls) == ["01", "02", "03"]

@@ -72,7 +72,7 @@ def test_people_of_earlier_calls_stay_and_a_pet_that_is_not_given_again_goes(fil
         (["{mine}", "{mine}/out"], 65, "is a folder; give the image in it"),
         (["{mine}/pet.nii", "{mine}/pet.nii", "{mine}/out"], 64, "as T1w and as PET"),
         (["{mine}/pet.nii", "{mine}/scan.dcm"], 73, "scan.dcm: is a file"),
-        (["{mine}/pet.nii", "{mine}/foreign"], 64, "mri2pet has not made"),
+        (["{mine}/pet.nii", "{mine}/foreign"], 64, "not made by mri2pet"),
         (["{mine}/pet.nii", "{mine}/originals"], 64, "was not made by mri2pet quick"),
         (["{mine}/own/sourcedata/sub-1_T1w.nii", "{mine}/own"], 64, "participant instead"),
         (["{mine}/pet.nii", "{mine}/out", "--slopy"], 64, "did you mean --sloppy?"),

@@ -38,10 +38,10 @@ DESCRIPTIONS = {
     "brain": "Mask of the brain",
     "coverage": "Mask of what the PET covers: the scanner's field of view",
     "synthscaled": "SYNTHETIC PET in the unit of the participant's real PET; not a measurement",
-    "difference": "Real PET minus the SYNTHETIC PET in its unit, in percent of the latter's mean",
+    "difference": "Real PET minus the scaled SYNTHETIC PET, in percent of the latter's mean",
     "synth": "SYNTHETIC PET, predicted from the T1w; not a measurement",
     "controlsmean": "Mean of the PET of controls that detectors are trained on",
-    "controlssd": "Standard deviation of that PET",
+    "controlssd": "Standard deviation of the PET of controls that detectors are trained on",
     **{name: detector.clusters for name, detector in DETECTORS.items()},
 }
 
@@ -86,7 +86,7 @@ def refuse_foreign(output_dir: Path) -> None:
         [m.get("Name") for m in makers if isinstance(m, dict)] if isinstance(makers, list) else []
     )
     if NAME not in names:
-        raise UsageError(f"{path}: describes a dataset that {NAME} has not made; {advice}")
+        raise UsageError(f"{path}: describes a dataset that was not made by {NAME}; {advice}")
 
 
 def _link(dataset: Path, output_dir: Path) -> str:
@@ -306,7 +306,7 @@ def compare_versions(items: Iterable[tuple[str, str]], version: str, *, advice: 
     Examples
     --------
     >>> compare_versions([("sub-01", "0.1.3"), ("sub-02", "0.2.0")], "0.1.0", advice="do it again")
-    ['made by mri2pet 0.2.0: sub-02; this is 0.1.0, and may have made them otherwise; do it again']
+    ['made by mri2pet 0.2.0: sub-02; this is 0.1.0, which may give different results; do it again']
     """
     release = _release_of(version)
     if release is None:  # running from source, not installed
@@ -315,12 +315,12 @@ def compare_versions(items: Iterable[tuple[str, str]], version: str, *, advice: 
     foreign = [other for other in others if _is_foreign(other[0], release)]
     if foreign:
         raise UnusableDataError(
-            f"{_list(foreign)}; this is {version}, and what it makes cannot be compared with "
-            f"them; {advice}"
+            f"{_list(foreign)}; this is {version}, whose results cannot be compared with them; "
+            f"{advice}"
         )
     if not others:
         return []
-    return [f"{_list(others)}; this is {version}, and may have made them otherwise; {advice}"]
+    return [f"{_list(others)}; this is {version}, which may give different results; {advice}"]
 
 
 def _release_of(version: str) -> tuple[int, int] | None:

@@ -211,7 +211,7 @@ class Origin:
         meaning = DETECTORS[self.detector].statmap
         text = (
             f"Anomaly of FDG PET, more is more abnormal: {meaning}; {DIRECTIONS[self.direction]}. "
-            "For research; no diagnosis"
+            "For research; not a diagnosis"
         )
         more: Sidecar = {"SmoothingFWHM": self.fwhm} if self.fwhm else {}
         more |= {"Covariates": list(self.covariates)} if self.covariates else {}
@@ -226,7 +226,7 @@ class Origin:
 
     def labels(self, statmap: Path, space: Space) -> Sidecar:
         """Return the sidecar of the label image of clusters on the template's grid."""
-        text = "Clusters of the anomaly map; a voxel's value is its cluster's rank, 0 is none"
+        text = "Clusters of the anomaly map; the value of a voxel is the rank of its cluster, or 0"
         return {"Description": text, **self._common([statmap]), **space.entries()}
 
     def in_t1w(self, metadata: Sidecar, path: Path, visit: Preprocessed) -> Sidecar:
@@ -282,7 +282,7 @@ def describe_control_averages(
     }
     return [
         {
-            "Description": f"{statistic} {text}; 0 outside the brain and where few PET reach",
+            "Description": f"{statistic} {text}; 0 outside the brain and where few PET have data",
             **common,
         }
         for statistic in CONTROL_AVERAGES.values()

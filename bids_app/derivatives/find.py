@@ -123,8 +123,8 @@ def describe_coverage(pet: Path) -> str:
         if isinstance(share, float | int) and share < COMPLETE:
             missing = describe_missing(metadata.get("BrainNotCovered"))
             return (
-                f"{pet.name} covers {100 * share:.1f} % of the brain; what is missing ({missing}) "
-                "counts nowhere"
+                f"{pet.name} covers {100 * share:.1f} % of the brain; the missing part "
+                f"({missing}) is ignored"
             )
     return ""
 
@@ -219,7 +219,7 @@ def verdict_of_image(image: Path) -> tuple[str, str]:
     verdict, registration = verdict_of(metadata), metadata.get("Registration")
     reasons = reasons_of(registration) if isinstance(registration, dict) else []
     if verdict is not None and verdict not in VERDICTS:
-        odd = f'its sidecar says "{verdict}", which is none of {", ".join(VERDICTS)}'
+        odd = f'its sidecar says "{verdict}", which is not one of {", ".join(VERDICTS)}'
         verdict, reasons = DOUBT, [odd, *reasons]
     return verdict or "", "; ".join(reasons)
 
@@ -287,7 +287,7 @@ def _home(root: Path, pet: Path, visits: list[Preprocessed]) -> Preprocessed:
     by_name = {visit.t1w.name.partition("_space-")[0]: visit for visit in visits}
     home = t1w_of_pet(root, pet.name.partition("_space-")[0], by_name)
     if home is None:
-        raise UnusableDataError(f"{pet}: no T1w that it lies on is there; {AGAIN}")
+        raise UnusableDataError(f"{pet}: the T1w to which it is aligned was not found; {AGAIN}")
     return by_name[home]
 
 
@@ -343,7 +343,7 @@ def find_lesion_mask(root: Path, visit: Preprocessed, template: str) -> LesionMa
     if candidates:
         raise UnusableDataError(
             f"{candidates[0]}: its name says neither space-T1w nor space-{template}, and masks of "
-            "other spaces cannot be used; name or resample it so"
+            "other spaces cannot be used; rename or resample it accordingly"
         )
     return None
 
@@ -351,7 +351,7 @@ def find_lesion_mask(root: Path, visit: Preprocessed, template: str) -> LesionMa
 def no_mask_at_all(root: Path, template: str) -> MissingInputError:
     """Return the error that a dataset has no lesion mask at all, with the expected names."""
     return MissingInputError(
-        f"{root}: holds no mask of lesions of any patient of this run; name masks "
+        f"{root}: contains no lesion mask for any patient of this run; name masks "
         f"sub-X/anat/sub-X[_ses-Y]_space-T1w_{MASK}.nii.gz (or space-{template}), or leave out "
         f"--derivatives {LESIONS}=PATH"
     )
@@ -595,7 +595,7 @@ def find_results(output_dir: Path, subject: str, shape: tuple[int, ...]) -> tupl
         home = t1w_of_pet(output_dir, stem, visits)
         if home is None:
             first = stems[0] if stems else ""
-            lost = f"{stem}: no T1w that this PET lies on is there; it is not shown."
+            lost = f"{stem}: the T1w to which this PET is aligned was not found; it is not shown."
             visits |= {k: _with_fault(v, lost) for k, v in visits.items() if k == first}
         else:
             space = visits[home].space

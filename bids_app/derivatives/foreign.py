@@ -62,14 +62,14 @@ def read_app(dataset: str, root: Path) -> str:
         below = root / dataset
         hint = f", such as {below}" if (below / DESCRIPTION).is_file() else ""
         raise UnusableDataError(
-            f"{root}: holds no {DESCRIPTION}, so it is no dataset of derivatives; give the folder "
-            f"that does{hint}, in {flag}"
+            f"{root}: contains no {DESCRIPTION}, so it is not a derivative dataset; give the "
+            f"folder that does{hint}, in {flag}"
         )
     maker = _maker(path)
     if not maker:
         raise UnusableDataError(
-            f"{path}: names no app that made the dataset (GeneratedBy), so it is none of "
-            f"derivatives; give the output folder of that app in {flag}"
+            f"{path}: does not name the app that made the dataset (GeneratedBy), so this is not a "
+            f"derivative dataset; give the output folder of that app in {flag}"
         )
     return maker
 
@@ -91,7 +91,7 @@ def _read_app_in_mni(dataset: str, root: Path, description: Path) -> str:
     folder = root / CAPS if dataset == CLINICA else root
     if not any(folder.glob("sub-*")):
         raise UnusableDataError(
-            f"{folder}: holds no folder of a participant (sub-X); correct --derivatives "
+            f"{folder}: contains no participant folder (sub-X); correct --derivatives "
             f"{dataset}=PATH"
         )
     known = {CLINICA: "Clinica", MNI: "the dataset mni"}[dataset]
@@ -157,8 +157,8 @@ def _find(
             if ending == suffix and extension in extensions and _fits(entities, scan, wanted):
                 if (entities.get("sub"), entities.get("ses")) != (scan.subject, session):
                     raise UnusableDataError(
-                        f"{path}: its name is that of another participant or session than its "
-                        "folder; move it to where it belongs"
+                        f"{path}: its name and its folder are of different participants or "
+                        "sessions; move it to where it belongs"
                     )
                 fitting.append((-len(entities), path.name, path))
         if fitting:
@@ -180,8 +180,8 @@ def _read_sidecar(path: Path, scan: Scan) -> Json:
         named = SUBJECT.findall("\n".join(map(str, listed))) if isinstance(listed, list) else []
         if named and scan.subject not in named:
             raise UnusableDataError(
-                f"{path}: was made from images of sub-{named[0]}, as {key} of its sidecar says, "
-                f"not of sub-{scan.subject}; run the app that made it again"
+                f"{path}: according to {key} in its sidecar, it was made from images of "
+                f"sub-{named[0]}, not of sub-{scan.subject}; run the app that made it again"
             )
     return metadata
 

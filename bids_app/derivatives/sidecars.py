@@ -29,7 +29,7 @@ Cells = Mapping[str, str]  # column → cell, for one line
 Row = TypeVar("Row")
 DICTIONARIES = Path(__file__).parents[1] / "data" / "dictionaries"
 FIELD_OF_VIEW = "ROI"  # "Type" of a coverage mask; BIDS has no better one
-COVERED = "where the PET was measured: within the scanner's field of view. Elsewhere it is 0"
+COVERED = "where the PET was measured, within the scanner's field of view; 0 elsewhere"
 SCALED = "arbitrary"  # "Units" of intensities within 0..1
 MATCHED_TO = "mean PET of the generator's training controls, in the brain"
 
@@ -164,8 +164,8 @@ def synthetic_in_t1w(synthetic: Sidecar, paths: VisitPaths, origin: Provenance) 
     }
     return {
         **fields,
-        "Description": "SYNTHETIC FDG PET on the grid of the T1w, predicted from it in the space "
-        "of the template; not a measurement",
+        "Description": "SYNTHETIC FDG PET on the grid of the T1w, predicted from the T1w in the "
+        "space of the template; not a measurement",
         "Sources": [origin.own(paths.synthetic_pet), origin.own(paths.template_to_t1w)],
         "SpatialReference": origin.own(paths.t1w),
     }
@@ -200,7 +200,7 @@ def subtracted_pet(
         {
             **fields,
             "Description": "Real minus scaled SYNTHETIC FDG PET on the grid of the T1w, in percent "
-            "of the scaled one's mean over the brain; below 0 where the real PET is less bright",
+            "of the latter's mean over the brain; negative where the real PET is less bright",
             "Sources": [origin.own(real), origin.own(scaled), *brain],
             "Units": "%",
         },
@@ -366,7 +366,7 @@ def _describe_taken_t1w(
     transforms = (paths.t1w_to_template, paths.template_to_t1w)
     if derived.in_template:
         sidecars[paths.t1w].update(
-            Description=f"T1w in MNI space, as {derived.app} has made it", InMNISpace=True
+            Description=f"T1w in MNI space, as made by {derived.app}", InMNISpace=True
         )
         for transform in transforms:
             about = "Identity: the T1w was taken in MNI space"
@@ -536,7 +536,7 @@ def read_pairs(
         kept = [(line, row) for line, row in known if row is not None]
         lost = len(lines) - len(kept)
         if lost:
-            faults.add(path, f": {lost} of its lines cannot be understood and are left out.")
+            faults.add(path, f": {lost} of its lines cannot be read and are left out.")
         return kept
     columns, pairs = get_type_hints(kind), list[tuple[Cells, Row]]()
     for number, line in enumerate(read_tsv(path), 2):
@@ -629,4 +629,4 @@ def read_derivative(path: Path) -> Derivative:
         return Derivative(path, read_json(sidecar))
     except Mri2petError:
         state = "cannot be read" if sidecar.exists() else "is missing"
-        return Derivative(path, {}, f"{sidecar.name} {state}; what it would tell is left out.")
+        return Derivative(path, {}, f"{sidecar.name} {state}; its information is left out.")

@@ -83,15 +83,15 @@ def read_ratings(path: Path, output_dir: Path) -> Ratings:
             continue
         if rating not in RATINGS:
             raise UnusableDataError(
-                f"{path}: {row['participant_id']}: {row['rating']!r} is no rating; use pass, doubt "
-                "or fail"
+                f"{path}: {row['participant_id']}: {row['rating']!r} is not a rating; use pass, "
+                "doubt or fail"
             )
         label = row["participant_id"].strip().removeprefix("sub-")
         session_label = "" if session in ("", MISSING) else session.strip().removeprefix("ses-")
         if rating == "fail" and not (output_dir / f"sub-{label}").is_dir():
             raise UnusableDataError(
-                f"{path}: {row['participant_id']}: is rated fail, but not in {output_dir}; correct "
-                "the label, or remove the line"
+                f"{path}: {row['participant_id']}: is rated fail, but is not in {output_dir}; "
+                "correct the label, or remove the line"
             )
         if ratings.get((label, session_label), (rating,))[0] != rating:
             raise UnusableDataError(
@@ -260,11 +260,12 @@ def _describe_kept(
     names = name_some(labels)
     if not has_table:
         return [
-            f"{table}: no such file; what an earlier run knew of {names} stays, and may be stale"
+            f"{table}: no such file; what an earlier run found on {names} is kept, and may be "
+            "out of date"
         ]
     return [
-        f"{table}: there is no {names} in the raw dataset, so what an earlier run knew stays; "
-        "remove from the output who was withdrawn"
+        f"{table}: there is no {names} in the raw dataset, so what an earlier run found is kept; "
+        "remove withdrawn participants from the output"
     ]
 
 
@@ -417,7 +418,8 @@ def select(output_dir: Path, query: str) -> frozenset[str]:
     if not len(chosen):
         values = "; ".join(_values(table, column) for column in columns)
         raise UnusableDataError(
-            f"{path}: nobody in it matches {query!r}; {values}; correct either{remarks}"
+            f"{path}: no participant matches {query!r}; {values}; correct the query or the "
+            f"table{remarks}"
         )
     return frozenset(str(label).removeprefix("sub-") for label in chosen)
 
@@ -506,7 +508,7 @@ def _read(path: Path) -> pd.DataFrame:
     ids = [row["participant_id"].strip() for row in rows]
     twice = sorted({label for label in ids if ids.count(label) > 1})
     if twice:
-        raise UnusableDataError(f"{path}: {_short(twice[0])} stands in it twice; remove one row")
+        raise UnusableDataError(f"{path}: {_short(twice[0])} occurs twice; remove one row")
     return pd.DataFrame({**cells, "participant_id": pd.Series(ids, dtype=object)})
 
 
@@ -530,13 +532,13 @@ def _columns_in(query: str, table: pd.DataFrame, remarks: str) -> list[str]:
     listing = f"columns are {', '.join(names)}{', …' if len(names) < len(table.columns) else ''}"
     advice = f"write it like \"group == 'control'\"; {listing}"
     if "@" in query or "__" in query:
-        raise UsageError(f"query {query!r}: holds @ or __, which no query needs; {advice}")
+        raise UsageError(f"query {query!r}: contains @ or __, which is not allowed; {advice}")
     try:
         nodes = list(ast.walk(ast.parse(query.strip(), mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"query {query!r}: cannot be understood; {advice}") from error
     if not all(isinstance(node, ALLOWED) for node in nodes):
-        raise UsageError(f"query {query!r}: is more than comparisons of columns; {advice}")
+        raise UsageError(f"query {query!r}: does more than compare columns; {advice}")
     names = list(dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name)))
     for name in names:
         if name not in table.columns:
@@ -551,7 +553,8 @@ def _answer(query: str, table: pd.DataFrame) -> pd.Series:
         raise UsageError(f"query {query!r}: cannot be answered ({error}); correct it") from error
     if not isinstance(answer, pd.Series) or answer.dtype != bool:
         raise UsageError(
-            f"query {query!r}: is no yes or no for each participant; compare a column with a value"
+            f"query {query!r}: does not give true or false for each participant; compare a column "
+            "with a value"
         )
     return answer
 
