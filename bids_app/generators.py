@@ -145,8 +145,8 @@ def choose_generator(
     """
     if options.match_histogram and options.uncertainty:
         raise UsageError(
-            "--uncertainty: is of the PET as the generator predicts it, not of intensities that "
-            "--match-histogram has changed; leave one of them out"
+            "--uncertainty: describes the PET as predicted, not intensities changed by "
+            "--match-histogram; leave one of them out"
         )
     folder = find_generator(name, output_dir, sloppy=sloppy)
     card = read_card(folder)
@@ -181,7 +181,7 @@ def _refuse_carried(choice: GeneratorChoice, grid: Grid) -> None:
     if flags and not is_own_grid(choice.card, grid):
         resolution = zooms_of(np.array(choice.card.affine))[0]
         raise UsageError(
-            f"{' and '.join(flags)}: generator {choice.card.name} knows this at --resolution "
+            f"{' and '.join(flags)}: generator {choice.card.name} supports this at --resolution "
             f"{resolution:g} only; leave it out, or change the resolution"
         )
 
@@ -244,9 +244,9 @@ def describe_namesakes(
     )
     return (
         f"generator {card.name} was trained on {bearers} of the dataset "
-        f"{' or '.join(datasets)}; they are taken for others than those of "
-        f"{' or '.join(map(repr, names))}; if the dataset was only renamed, their synthetic PETs "
-        "are of a generator that has seen them"
+        f"{' or '.join(datasets)}; they are taken for different people from those of "
+        f"{' or '.join(map(repr, names))}; if the dataset was only renamed, their synthetic PET "
+        "comes from a generator trained on them"
     )
 
 

@@ -216,7 +216,7 @@ def test_what_a_generator_knows_of_its_own_grid_alone_is_refused_on_another(raw,
     add_t1w(raw, "01", rng)
     code, said = run(raw, "--resolution", "5", "--uncertainty")
     assert code == 64
-    assert "--uncertainty: generator default knows this at --resolution 1 only" in said
+    assert "--uncertainty: generator default supports this at --resolution 1 only" in said
 
 
 def test_tampered_weights(raw, rng, run, tmp_path):

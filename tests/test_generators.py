@@ -148,7 +148,7 @@ def test_each_option_decides_about_the_result(out):
 
 
 def test_what_is_matched_to_a_histogram_has_no_known_error(out):
-    with pytest.raises(UsageError, match=r"--uncertainty: .*--match-histogram has changed"):
+    with pytest.raises(UsageError, match=r"--uncertainty: .*changed by --match-histogram"):
         choose(out, uncertainty=True, match_histogram=True)
 
 

@@ -304,7 +304,7 @@ def test_the_header_is_compared_before_a_network_is_built(tmp_path, tensors, mon
         {**tensors, "more": torch.zeros(1)},
     ):
         save_file(wrong, tmp_path / "w.safetensors")
-        with pytest.raises(UnusableDataError, match="does not fit the network of its card"):
+        with pytest.raises(UnusableDataError, match="does not match the network in its card"):
             load_weights(tmp_path / "w.safetensors", SPEC, "cpu")
 
 
@@ -342,7 +342,7 @@ def test_weights_that_are_no_numbers_are_neither_written_nor_read(tmp_path, tens
     broken[name].view(-1)[-1] = value
     generator = build_generator(SPEC)
     generator.load_state_dict(broken)
-    with pytest.raises(UnusableDataError, match=f"{name} holds NaN or infinity"):
+    with pytest.raises(UnusableDataError, match=f"{name} contains NaN or infinity"):
         save_generator(generator, CARD_OF, tmp_path / "g")
     assert not (tmp_path / "g").exists()
     card = save_generator(build_generator(SPEC), CARD_OF, tmp_path / "g")
@@ -356,7 +356,7 @@ def test_weights_that_are_no_numbers_are_neither_written_nor_read(tmp_path, tens
         lambda: load_generator(tmp_path / "g", "cpu"),
     ):
         with pytest.raises(
-            UnusableDataError, match=f"{WEIGHTS}: {name} holds NaN or infinity"
+            UnusableDataError, match=f"{WEIGHTS}: {name} contains NaN or infinity"
         ) as told:
             read()
         assert told.value.exit_code == 65

@@ -203,13 +203,13 @@ class TestRefused:
         save_generator(build_generator(other), card_of(other), tmp_path / "other")
         (folder / WEIGHTS).write_bytes((tmp_path / "other" / WEIGHTS).read_bytes())
         change_card(folder, sha256=file_sha256(folder / WEIGHTS))
-        with pytest.raises(UnusableDataError, match="does not fit the network of its card"):
+        with pytest.raises(UnusableDataError, match="does not match the network in its card"):
             load_generator(folder, "cpu")
 
     def test_weights_that_are_none(self, folder):
         (folder / WEIGHTS).write_bytes(b"no tensors")
         change_card(folder, sha256=file_sha256(folder / WEIGHTS))
-        with pytest.raises(UnusableDataError, match="does not fit the network of its card"):
+        with pytest.raises(UnusableDataError, match="does not match the network in its card"):
             load_generator(folder, "cpu")
 
 

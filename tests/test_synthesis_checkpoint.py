@@ -179,7 +179,7 @@ def test_a_checkpoint_that_holds_nan_is_refused(tmp_path, pairs, name):
     tensors[spoilt] = tensors[spoilt].clone()
     tensors[spoilt].view(-1)[0] = torch.nan
     save_file(tensors, path, metadata={"spec": checkpoint._spec_text(fit.training)})
-    with pytest.raises(UnusableDataError, match=f"{spoilt} holds NaN or infinity.*delete it"):
+    with pytest.raises(UnusableDataError, match=f"{spoilt} contains NaN or infinity.*delete it"):
         restore_checkpoint(start(SIMPLE), path)
 
 

@@ -91,7 +91,7 @@ def test_tiles_without_brain_are_not_shown_to_the_network(t1w, tiling):
 
 @pytest.mark.parametrize(
     ("made", "words"),
-    [(torch.nan, "not finite"), (torch.inf, "not finite"), (1.1, "1.1, where PET is 0 to 1")],
+    [(torch.nan, "not finite"), (torch.inf, "not finite"), (1.1, "1.1, but PET is 0 to 1")],
 )
 def test_what_is_no_pet_is_not_given(made, words):
     def spoil(x):

@@ -331,7 +331,7 @@ def test_weights_that_became_no_numbers_stop_the_job(start, monkeypatch):
 
 def test_a_validation_that_is_no_number_is_not_taken_for_none(start, monkeypatch):
     monkeypatch.setattr(jobs, "mean_ssim", lambda *_: float("nan"))
-    with pytest.raises(Mri2petError, match="what the generator predicts is not finite in epoch 1"):
+    with pytest.raises(Mri2petError, match="the generator's prediction is not finite in epoch 1"):
         start("3")
 
 

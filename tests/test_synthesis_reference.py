@@ -77,7 +77,7 @@ def test_equal_images_give_equal_files(tmp_path, visits):
 
 def test_a_file_that_is_no_reference_is_named(tmp_path):
     (tmp_path / "other").write_bytes(b"no tensors")
-    with pytest.raises(UnusableDataError, match="other: tells no reference"):
+    with pytest.raises(UnusableDataError, match="other: not a reference"):
         read_reference(tmp_path / "other")
     with pytest.raises(ReadWriteError, match="absent: cannot be read"):
         read_reference(tmp_path / "absent")
@@ -304,7 +304,7 @@ def test_references_before_traits_are_read_and_compared_by_cubes_alone(tmp_path,
 @pytest.mark.parametrize("change", [lambda x: x[1:], lambda x: np.full_like(x, np.nan)])
 def test_damaged_traits_are_refused(tmp_path, of_heads, change):
     save_file({**vars(of_heads), "trait_sd": change(of_heads.trait_sd)}, tmp_path / "odd")
-    with pytest.raises(UnusableDataError, match="odd: tells no reference"):
+    with pytest.raises(UnusableDataError, match="odd: not a reference"):
         read_reference(tmp_path / "odd")
 
 

@@ -251,11 +251,11 @@ WRONG = {
     ),
     "not finite": (
         {**WEIGHTS, HEAD: WEIGHTS[HEAD] * torch.nan},
-        f"{HEAD} holds what is not a finite number",
+        f"{HEAD} contains a value that is not a finite number",
     ),
     "whole numbers": (
         {**WEIGHTS, HEAD: WEIGHTS[HEAD].int()},
-        f"{HEAD} holds what is not a finite number",
+        f"{HEAD} contains a value that is not a finite number",
     ),
 }
 
@@ -267,7 +267,7 @@ def test_other_tensors_are_refused_in_a_sentence(tmp_path, content, reason):
     with pytest.raises(UnusableDataError) as caught:
         load_lpips(path)
     said = str(caught.value)
-    assert said.startswith(f"{path}: not the weights of LPIPS ({reason}); --lpips-weights wants ")
+    assert said.startswith(f"{path}: not the weights of LPIPS ({reason}); --lpips-weights needs ")
     assert "\n" not in said
 
 

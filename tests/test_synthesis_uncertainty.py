@@ -173,7 +173,7 @@ ODD = {
 def test_what_is_no_model_is_refused(tmp_path, fitted, change):
     odd = {name: np.ascontiguousarray(one) for name, one in change(arrays(fitted[0])).items()}
     save_file(odd, tmp_path / "odd")
-    with pytest.raises(UnusableDataError, match="odd: tells nothing of errors"):
+    with pytest.raises(UnusableDataError, match="odd: not an error model"):
         read_error_model(tmp_path / "odd")
 
 

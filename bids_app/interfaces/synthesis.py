@@ -27,19 +27,25 @@ class _SynthesizePETInputSpec(BaseInterfaceInputSpec):
     t1w = File(exists=True, mandatory=True, desc="T1w in MNI space, intensities in [0, 1]")
     mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
     generator = Directory(exists=True, mandatory=True, desc="weights and card of a generator")
-    sha256 = traits.Str(mandatory=True, desc="of the weights: other weights, another result")
-    reference_sha256 = traits.Str(mandatory=True, desc="of what is matched to; empty if nothing is")
+    sha256 = traits.Str(mandatory=True, desc="SHA-256 of the weights, on which the result depends")
+    reference_sha256 = traits.Str(
+        mandatory=True, desc="SHA-256 of the reference; empty without matching"
+    )
     fwhm = traits.Float(mandatory=True, desc="smoothing of the result, in mm")
-    overlap = traits.Bool(mandatory=True, desc="average triplets that begin at every slice")
-    match_histogram = traits.Bool(mandatory=True, desc="to the mean PET of the training controls")
-    times_mean = traits.Float(mandatory=True, desc="of real PET in this run, see scale_to_unit")
+    overlap = traits.Bool(mandatory=True, desc="average triplets that start at every slice")
+    match_histogram = traits.Bool(
+        mandatory=True, desc="match intensities to the mean PET of the training controls"
+    )
+    times_mean = traits.Float(
+        mandatory=True, desc="scaling of real PET in this run, see scale_to_unit"
+    )
     device = traits.Str(mandatory=True, nohash=True, desc="torch device to compute on")
-    threads = traits.Int(mandatory=True, nohash=True, desc="that torch may use")
+    threads = traits.Int(mandatory=True, nohash=True, desc="threads that torch may use")
 
 
 class _SynthesizePETOutputSpec(TraitedSpec):
     pet = File(exists=True, desc="the synthetic PET in [0, 1], 0 outside the brain")
-    sidecar = traits.Dict(desc="in which numbers a network computed it; empty of a tissue model")
+    sidecar = traits.Dict(desc="precision in which a network computed it; empty for a tissue model")
 
 
 class SynthesizePET(SimpleInterface):
@@ -60,13 +66,13 @@ class SynthesizePET(SimpleInterface):
             pet, self._results["sidecar"] = self._synthesize(t1w, generator, card)
         except FloatingPointError as error:
             raise UnusableDataError(
-                f"{folder}: of {Path(self.inputs.t1w).name}, {error}; no PET is written; train the "
-                "generator again, or choose another --generator"
+                f"{folder}: for {Path(self.inputs.t1w).name}, {error}; no PET is written; train "
+                "the generator again, or choose another --generator"
             ) from error
         except ValueError as error:
             raise UnusableDataError(
-                f"{self.inputs.t1w}: {error}, so that generator {card.name} predicts no PET of it; "
-                "look at the T1w and its brain mask"
+                f"{self.inputs.t1w}: {error}, so generator {card.name} cannot predict a PET from "
+                "it; look at the T1w and its brain mask"
             ) from error
         pet[~brain] = 0
         if self.inputs.match_histogram:
@@ -106,16 +112,16 @@ class SynthesizePET(SimpleInterface):
 
 
 class _PredictErrorInputSpec(BaseInterfaceInputSpec):
-    pet = File(exists=True, mandatory=True, desc="the synthetic PET, as it is written")
+    pet = File(exists=True, mandatory=True, desc="the synthetic PET, as written")
     t1w = File(exists=True, mandatory=True, desc="T1w in MNI space, intensities in [0, 1]")
     mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
-    generator = Directory(exists=True, mandatory=True, desc="a generator that knows its errors")
-    uncertainty_sha256 = traits.Str(mandatory=True, desc="of what it knows of them")
+    generator = Directory(exists=True, mandatory=True, desc="a generator with an error model")
+    uncertainty_sha256 = traits.Str(mandatory=True, desc="SHA-256 of the error model")
 
 
 class _PredictErrorOutputSpec(TraitedSpec):
     deviation = File(exists=True, desc="standard deviation of the error, voxel by voxel")
-    sidecar = traits.Dict(desc="how far it is to be trusted")
+    sidecar = traits.Dict(desc="measured accuracy of the error model")
 
 
 class PredictError(SimpleInterface):
@@ -153,11 +159,11 @@ class PredictError(SimpleInterface):
 class _MeasureNoveltyInputSpec(BaseInterfaceInputSpec):
     t1w = File(exists=True, mandatory=True, desc="T1w in MNI space, intensities in [0, 1]")
     generator = Directory(exists=True, mandatory=True, desc="a generator with its reference")
-    reference_sha256 = traits.Str(mandatory=True, desc="of the reference")
+    reference_sha256 = traits.Str(mandatory=True, desc="SHA-256 of the reference")
 
 
 class _MeasureNoveltyOutputSpec(TraitedSpec):
-    sidecar = traits.Dict(desc="how unlike the training T1w it is")
+    sidecar = traits.Dict(desc="how much the T1w differs from the training T1w")
 
 
 class MeasureNovelty(SimpleInterface):

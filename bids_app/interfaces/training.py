@@ -31,23 +31,25 @@ class _StoreVolumesInputSpec(BaseInterfaceInputSpec):
     volumes = traits.Dict(
         traits.Str, traits.Str, mandatory=True, desc="images on the template's grid, in [0, 1]"
     )
-    real = traits.List(traits.Str, mandatory=True, desc="names of those that must be measurements")
+    real = traits.List(traits.Str, mandatory=True, desc="names of the images that must be acquired")
     brain_mask = traits.Str(mandatory=True, desc="the brain on that grid")
-    participant = traits.Str(mandatory=True, desc="label")
-    session = traits.Str(mandatory=True, desc="label; empty for none")
-    shape = traits.Tuple(traits.Int, traits.Int, traits.Int, mandatory=True, desc="of the run")
-    affine = traits.List(traits.List(traits.Float), mandatory=True, desc="of the run, in mm, RAS+")
-    folder = traits.Str(mandatory=True, nohash=True, desc="where the volumes go")
-    stacked = traits.Bool(
-        False, usedefault=True, desc="whether to store PET and T1w as one array, too"
+    participant = traits.Str(mandatory=True, desc="label of the participant")
+    session = traits.Str(mandatory=True, desc="label of the session; empty for none")
+    shape = traits.Tuple(
+        traits.Int, traits.Int, traits.Int, mandatory=True, desc="shape of the grid of the run"
     )
+    affine = traits.List(
+        traits.List(traits.Float), mandatory=True, desc="affine of the grid of the run, mm, RAS+"
+    )
+    folder = traits.Str(mandatory=True, nohash=True, desc="folder to write the volumes to")
+    stacked = traits.Bool(False, usedefault=True, desc="whether to store PET and T1w as one array")
     coverage = traits.Str(
-        "", usedefault=True, desc="what the PET covers; empty for a synthetic one"
+        "", usedefault=True, desc="mask of what the PET covers; empty for a synthetic one"
     )
 
 
 class _StoreVolumesOutputSpec(TraitedSpec):
-    folder = traits.Str(desc="where the volumes are")
+    folder = traits.Str(desc="folder of the volumes")
 
 
 class StoreVolumes(SimpleInterface):
@@ -95,7 +97,7 @@ class StoreVolumes(SimpleInterface):
         if empty > 1 - COMPLETE:
             raise UnusableDataError(
                 f"{self.inputs.volumes[PET]}: is 0 in {empty:.1%} of the brain, and {path.name}, "
-                "which would tell what the scan does not cover, is not there; run the participant "
+                "which would show what the scan does not cover, is missing; run the participant "
                 "level again"
             )
         return np.zeros(brain.shape, bool)
@@ -113,7 +115,7 @@ class StoreVolumes(SimpleInterface):
     def _refuse_flat(path, values):
         if values.size and values.min() == values.max():
             raise UnusableDataError(
-                f"{path}: is the same in all of the brain, so there is nothing to learn from it; "
+                f"{path}: is constant in the brain, so it cannot be used for training; "
                 "look at the raw image, and run the participant level again"
             )
 
@@ -131,32 +133,34 @@ ENGINE = "bids_app.synthesis.job"
 
 class _ComputeInputSpec(BaseInterfaceInputSpec):
     device = traits.Str(mandatory=True, nohash=True, desc="torch device to compute on")
-    threads = traits.Int(mandatory=True, nohash=True, desc="that torch may use")
+    threads = traits.Int(mandatory=True, nohash=True, desc="threads that torch may use")
     use_gpu = traits.Bool(mandatory=True, nohash=True, desc="whether it takes a slot for GPUs")
 
 
 class _TrainGeneratorInputSpec(_ComputeInputSpec):
     model = traits.Str(mandatory=True, desc="name of the row of Table 1")
-    fold = traits.Str(mandatory=True, desc="a fold's number, or all")
-    spec = traits.Dict(mandatory=True, desc="as spec_to_dict gives it")
+    fold = traits.Str(mandatory=True, desc="number of the fold, or all")
+    spec = traits.Dict(mandatory=True, desc="spec as a dict, see spec_to_dict")
     training = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
     validation = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
-    digests = traits.List(traits.Str, mandatory=True, desc="of the volumes, in that order")
-    kept_epochs = traits.List(traits.Int, mandatory=True, desc="of the folds; stop at their mean")
-    seed = traits.Int(mandatory=True, desc="of all randomness")
+    digests = traits.List(traits.Str, mandatory=True, desc="digests of the volumes, in that order")
+    kept_epochs = traits.List(
+        traits.Int, mandatory=True, desc="kept epochs of the folds; stop at their mean"
+    )
+    seed = traits.Int(mandatory=True, desc="random seed")
     fwhm = traits.Float(mandatory=True, desc="smoothing before validation, in mm")
     checkpoints = traits.Str(mandatory=True, nohash=True, desc="folder for checkpoints")
     initial = traits.Str(
-        "", usedefault=True, nohash=True, desc="folder of a generator to go on from; empty for none"
+        "", usedefault=True, nohash=True, desc="folder of a generator to start from; empty for none"
     )
-    initial_sha256 = traits.Str("", usedefault=True, desc="of its weights")
+    initial_sha256 = traits.Str("", usedefault=True, desc="SHA-256 of its weights")
 
 
 class _TrainGeneratorOutputSpec(TraitedSpec):
-    weights = File(exists=True, desc="the generator MRI → PET that is kept")
-    history = File(exists=True, desc="its epochs, as a table")
+    weights = File(exists=True, desc="weights of the MRI → PET generator that is kept")
+    history = File(exists=True, desc="table of its epochs")
     kept_epoch = traits.Int(desc="the epoch it was kept at")
-    precision = traits.Str(desc="in which it was trained")
+    precision = traits.Str(desc="precision in which it was trained")
 
 
 class TrainGenerator(SimpleInterface):
@@ -230,13 +234,15 @@ class TrainGenerator(SimpleInterface):
 
 class _ScoreInputSpec(_ComputeInputSpec):
     model = traits.Str(mandatory=True, desc="name of the row of the table")
-    fold = traits.Int(mandatory=True, desc="from 1")
+    fold = traits.Int(mandatory=True, desc="number of the fold, from 1")
     validation = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
-    digests = traits.List(traits.Str, mandatory=True, desc="of all volumes that decide")
-    basis = traits.Str(mandatory=True, desc="digest of what scores of this fold rest on")
-    lpips_weights = traits.Str(mandatory=True, nohash=True, desc="a file; empty for none")
-    lpips_sha256 = traits.Str(mandatory=True, desc="of that file")
-    atlas = traits.Str(mandatory=True, desc="regions, in the images' space; empty for none")
+    digests = traits.List(
+        traits.Str, mandatory=True, desc="digests of all volumes that affect the scores"
+    )
+    basis = traits.Str(mandatory=True, desc="digest of what the scores of this fold depend on")
+    lpips_weights = traits.Str(mandatory=True, nohash=True, desc="file of weights; empty for none")
+    lpips_sha256 = traits.Str(mandatory=True, desc="SHA-256 of that file")
+    atlas = traits.Str(mandatory=True, desc="atlas in the space of the images; empty for none")
 
 
 def _scorer(inputs, fwhm):
@@ -251,8 +257,8 @@ def _scorer(inputs, fwhm):
 
 
 class _ScoreGeneratorInputSpec(_ScoreInputSpec):
-    spec = traits.Dict(mandatory=True, desc="as spec_to_dict gives it")
-    weights = File(exists=True, mandatory=True, desc="the generator MRI → PET")
+    spec = traits.Dict(mandatory=True, desc="spec as a dict, see spec_to_dict")
+    weights = File(exists=True, mandatory=True, desc="weights of the MRI → PET generator")
     fwhm = traits.Float(mandatory=True, desc="smoothing of the result, in mm")
 
 
@@ -330,11 +336,15 @@ class ScoreBaselines(SimpleInterface):
 
 
 class _PublishGeneratorInputSpec(BaseInterfaceInputSpec):
-    card = traits.Dict(mandatory=True, desc="as card_values gives it; no SHA-256, no metrics yet")
-    weights = File(exists=True, mandatory=True, desc="of the generator trained on all")
-    fold_weights = traits.List(File(exists=True), mandatory=True, desc="of the folds, in order")
+    card = traits.Dict(
+        mandatory=True, desc="card as a dict, see card_values; still without SHA-256 and metrics"
+    )
+    weights = File(exists=True, mandatory=True, desc="weights of the generator trained on all")
+    fold_weights = traits.List(
+        File(exists=True), mandatory=True, desc="weights of the folds, in order"
+    )
     fold_participants = traits.List(
-        traits.List(traits.Str), mandatory=True, desc="whom each fold was trained on"
+        traits.List(traits.Str), mandatory=True, desc="participants each fold was trained on"
     )
     left_out = traits.List(
         traits.List(traits.Str), mandatory=True, nohash=True, desc="volumes each fold left out"
@@ -342,17 +352,22 @@ class _PublishGeneratorInputSpec(BaseInterfaceInputSpec):
     pets = traits.List(File(exists=True), mandatory=True, desc="synthetic PET of these, in order")
     volumes = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of all volumes")
     fold_volumes = traits.List(
-        traits.List(traits.Str), mandatory=True, nohash=True, desc="those each fold was trained on"
+        traits.List(traits.Str),
+        mandatory=True,
+        nohash=True,
+        desc="volumes each fold was trained on",
     )
-    digests = traits.List(traits.Str, mandatory=True, desc="of all volumes, in that order")
-    histories = traits.List(File(exists=True), mandatory=True, desc="of the folds, then of all")
+    digests = traits.List(traits.Str, mandatory=True, desc="digests of all volumes, in that order")
+    histories = traits.List(
+        File(exists=True), mandatory=True, desc="histories of the folds, then of training on all"
+    )
     records = traits.List(File(exists=True), mandatory=True, desc="scores of the folds")
-    precision = traits.Str(mandatory=True, desc="in which it was trained")
-    folder = traits.Str(mandatory=True, desc="where the generator belongs")
+    precision = traits.Str(mandatory=True, desc="precision in which it was trained")
+    folder = traits.Str(mandatory=True, desc="folder to write the generator to")
 
 
 class _PublishGeneratorOutputSpec(TraitedSpec):
-    folder = traits.Str(desc="where the generator is")
+    folder = traits.Str(desc="folder of the generator")
 
 
 class PublishGenerator(SimpleInterface):

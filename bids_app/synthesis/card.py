@@ -197,7 +197,7 @@ def read_card(folder: Path, *, lenient: bool = False) -> Card:
     """
     path = folder / CARD
     if not path.is_file():
-        raise MissingInputError(f"{path}: no such file; --generator wants a folder with a card")
+        raise MissingInputError(f"{path}: no such file; --generator needs a folder with a card")
     try:
         return card_from(strict.read_object(path), lenient=lenient)
     except ValueError as error:
@@ -225,12 +225,12 @@ def check_weights(folder: Path, card: Card) -> Path:
             )
     except (SafetensorError, OSError, ValueError) as error:
         raise UnusableDataError(
-            f"{path}: does not fit the network of its card ({error}); fetch both again"
+            f"{path}: does not match the network in its card ({error}); fetch both again"
         ) from error
     if odd is not None:
         raise UnusableDataError(
-            f"{path}: {odd} holds NaN or infinity, so the generator predicts nothing; train it "
-            "again, or choose another --generator"
+            f"{path}: {odd} contains NaN or infinity, so the generator cannot predict a PET; train "
+            "it again, or choose another --generator"
         )
     return path
 
@@ -271,7 +271,7 @@ def _checked_if_named(
 ) -> Path:
     if not sha256:
         raise UnusableDataError(
-            f"generator {card.name}: its card names no {path.name}, so nothing is known of its "
+            f"generator {card.name}: its card names no {path.name}, so nothing is known about its "
             f"{topic}; train it with this version of mri2pet{requirement}"
         )
     return _checked(path, sha256)

@@ -79,7 +79,7 @@ def _read(path: Path, fit: Fit) -> dict[str, Tensor]:
     shapes = shapes_of(path)
     with safe_open(path, framework="pt") as file:
         if file.metadata() != {"spec": _spec_text(fit.training)}:
-            raise ValueError("it belongs to other settings")
+            raise ValueError("it was made with other settings")
     network_shapes = {
         name: ("F32", tuple(tensor.shape))
         for name, tensor in _state(fit).items()
@@ -101,7 +101,7 @@ def _read(path: Path, fit: Fit) -> dict[str, Tensor]:
     tensors = load_file(path)
     for name, tensor in tensors.items():
         if name != "history" and not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds NaN or infinity")
+            raise ValueError(f"{name} contains NaN or infinity")
     if not 0 < int(tensors["epoch"]) <= fit.training.spec.epochs:
         raise ValueError(f"it was saved in epoch {int(tensors['epoch'])}")
     return tensors

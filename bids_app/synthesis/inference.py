@@ -84,7 +84,7 @@ def load_weights(path: Path, spec: Spec, device: str) -> nn.Module:
         generator.load_state_dict(weights)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise UnusableDataError(
-            f"{path}: does not fit the network of its card ({error}); fetch both again"
+            f"{path}: does not match the network in its card ({error}); fetch both again"
         ) from error
     refuse_infinite(weights, path)
     return generator.to(device).eval()
@@ -101,8 +101,8 @@ def refuse_infinite(weights: Mapping[str, Tensor], path: Path) -> None:
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise UnusableDataError(
-                f"{path}: {name} holds NaN or infinity, so the generator predicts nothing; train "
-                "it again, or choose another --generator"
+                f"{path}: {name} contains NaN or infinity, so the generator cannot predict a PET; "
+                "train it again, or choose another --generator"
             )
 
 
@@ -205,10 +205,10 @@ def predict(
 
     pet = tiling.merge(predicted_tiles(), t1w.shape).numpy()
     if not np.isfinite(pet).all():
-        raise FloatingPointError("the generator predicts what is not finite")
+        raise FloatingPointError("the generator's prediction is not finite")
     if pet.min() < -ROUNDING or pet.max() > 1 + ROUNDING:
         raise FloatingPointError(
-            f"the generator predicts {pet.min():.3g} to {pet.max():.3g}, where PET is 0 to 1"
+            f"the generator predicts {pet.min():.3g} to {pet.max():.3g}, but PET is 0 to 1"
         )
     return pet
 

@@ -39,12 +39,15 @@ TRAITS = {
     "noise": ("smoother in white matter", "noisier in white matter"),
     "fluid": ("less fluid", "more fluid, as in atrophy"),
     "ventricles": ("less fluid in the middle", "larger ventricles"),
-    "white": ("vessels or others outshine tissue, as with a contrast agent", "white too bright"),
+    "white": (
+        "vessels or other structures outshine tissue, as with a contrast agent",
+        "white matter too bright",
+    ),
     "grey": ("grey matter too dark", "grey matter too bright"),
-    "bright": ("no bright voxels", "bright voxels, as of a contrast agent"),
+    "bright": ("no bright voxels", "bright voxels, as with a contrast agent"),
     "rough_x": ("smoother from left to right", "stripes or ghosts from left to right"),
     "rough_z": ("smoother from foot to head", "stripes or ghosts from foot to head"),
-    "pattern": ("another contrast or another place", "closer to the average than any of them"),
+    "pattern": ("a different contrast or position", "closer to the average than any of them"),
     "places": ("closer to the average than any of them", "different in many places"),
 }  # trait → meaning of low and of high values
 SLOPES = (1.0, 3.0)  # mm, sigma; our choice
@@ -249,7 +252,7 @@ def describe_novelty(
     return {
         "Description": "How unlike the T1w of the generator's training controls this T1w is: "
         + (
-            "the largest distance of a trait of the image from their mean, in units of their "
+            "the largest distance of any trait of the image from their mean, in units of their "
             "standard deviation"
             if traits
             else f"root mean square, over cubes of {CUBE:g} mm in the brain, of the difference of "
@@ -343,15 +346,15 @@ def _refuse_odd(reference: Reference) -> None:
     looks = (reference.t1w_mean, reference.t1w_sd)
     shapes = {look.shape for look in looks} | {(2, *reference.brain.shape)}
     if reference.brain.dtype != bool or len(shapes) > 1 or looks[0].ndim != 4:
-        raise ValueError("its parts do not belong together")
+        raise ValueError("its parts do not match")
     if reference.pet_quantiles.shape != (QUANTILES,) or reference.novelties.ndim != 1:
         raise ValueError(f"it has {reference.pet_quantiles.shape} quantiles")
     traits = (reference.trait_mean, reference.trait_sd)
     if {trait.shape for trait in traits} not in ({(0,)}, {(len(TRAITS),)}):
-        raise ValueError("its traits are not those that are known")
+        raise ValueError("its traits are not the known ones")
     for array in (*looks, *traits, reference.pet_quantiles, reference.novelties):
         if array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise ValueError("it holds what is not a finite number")
+            raise ValueError("it contains a value that is not a finite number")
 
 
 def read_reference(path: Path) -> Reference:
@@ -364,4 +367,4 @@ def read_reference(path: Path) -> Reference:
     UnusableDataError
         If it is not a reference.
     """
-    return read_parts(path, Reference, _refuse_odd, "tells no reference")
+    return read_parts(path, Reference, _refuse_odd, "not a reference")

@@ -46,7 +46,7 @@ LARGEST = 1 << 28  # bytes of a weights file, which usually has 10 MB; our choic
 REGIONAL = ("suvr", "asymmetry")  # prefixes of scores that may be nan, like LPIPS
 SMALLEST_SIDE = 31  # pixels: 31 → 7 → 3 → 1 with the strides of Lpips
 WEIGHTS_ADVICE = (
-    "--lpips-weights wants the tensors of AlexNet's convolutions and the LPIPS v0.1 heads"
+    "--lpips-weights needs the tensors of AlexNet's convolutions and the LPIPS v0.1 heads"
 )
 
 
@@ -157,7 +157,7 @@ def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> N
         if shape != expected_shape:
             raise ValueError(f"{name} has shape {shape}, not {expected_shape}")
         if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise ValueError(f"{name} holds what is not a finite number")
+            raise ValueError(f"{name} contains a value that is not a finite number")
 
 
 def load_lpips(path: Path, device: str = "cpu") -> Lpips:

@@ -164,7 +164,7 @@ def _moments(visit: Volumes, sides: tuple[int, int, int], blurs: Sequence[float]
     except ValueError as error:
         label = visit.owner.participant
         raise ValueError(
-            f"sub-{label}: {error}; look at it, or give --exclude-participant-label {label}"
+            f"sub-{label}: {error}; look at its T1w, or give --exclude-participant-label {label}"
         ) from error
     by_blur = []
     for fwhm in blurs:

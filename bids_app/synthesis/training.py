@@ -480,7 +480,7 @@ def _validated(fit: Fit, validate: Validate | None, last_epoch: int) -> float:
     ssim = float(training.fabric.broadcast(torch.tensor(ssim, dtype=torch.float64)))
     if isnan(ssim):
         raise FloatingPointError(
-            f"what the generator predicts is not finite in epoch {training.epoch}"
+            f"the generator's prediction is not finite in epoch {training.epoch}"
         )
     return ssim
 

@@ -362,10 +362,11 @@ def describe_error_model(model: ErrorModel, metrics: Mapping[str, float]) -> dic
         return metrics.get(f"uncertainty_{name}")
 
     return {
-        "Description": "Central intervals reach to either side of the synthetic PET by the "
-        "standard deviation times IntervalFactors. MeasuredCoverage: the share of brain voxels "
-        "whose real PET was in them, and CorrelationWithAbsoluteError: over the voxels of a "
-        "person, both in people whom neither generator nor error model had seen",
+        "Description": "Central intervals extend to either side of the synthetic PET by the "
+        "standard deviation times IntervalFactors. MeasuredCoverage is the share of brain voxels "
+        "whose real PET was within them, and CorrelationWithAbsoluteError the correlation over the "
+        "voxels of a person, both in people on whom neither the generator nor the error model was "
+        "trained",
         "IntervalFactors": {
             f"{percent}": round(float(factor), 3)
             for percent, factor in zip(INTERVALS, model.factors, strict=True)
@@ -393,12 +394,12 @@ def write_error_model(model: ErrorModel, path: Path) -> None:
 def _refuse_odd(model: ErrorModel) -> None:
     shapes = (model.weights.shape, model.places.ndim, model.factors.shape)
     if shapes != ((FEATURES, FEATURES), 3, (len(INTERVALS),)):
-        raise ValueError("its parts do not belong together")
+        raise ValueError("its parts do not match")
     for array in asdict(model).values():
         if array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise ValueError("it holds what is not a finite number")
+            raise ValueError("it contains a value that is not a finite number")
     if (model.places.size and model.places.min() < 0) or model.factors.min() < 0:
-        raise ValueError("it holds what is below 0")
+        raise ValueError("it contains a negative value")
 
 
 def read_error_model(path: Path) -> ErrorModel:
@@ -411,4 +412,4 @@ def read_error_model(path: Path) -> ErrorModel:
     UnusableDataError
         If it is not an error model.
     """
-    return read_parts(path, ErrorModel, _refuse_odd, "tells nothing of errors")
+    return read_parts(path, ErrorModel, _refuse_odd, "not an error model")
