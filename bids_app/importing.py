@@ -161,7 +161,7 @@ def _without_remains(state: State) -> dict[str, Tensor]:
     """
     used = {n: t for n, t in state.items() if f"{n}".rpartition(".")[2] not in LEFT_OVER}
     if not all(isinstance(name, str) and _is_plain(value) for name, value in used.items()):
-        raise ValueError("what it holds are not the parameters of a network")
+        raise ValueError("its content is not the parameters of a network")
     wrapped = bool(used) and all(name.startswith("module.") for name in used)
     return {name.removeprefix("module.") if wrapped else name: t for name, t in used.items()}
 
@@ -174,24 +174,26 @@ def _refuse_others(state: State) -> None:
     """Reject networks of that program, or of its forks, that have no equivalent in ours."""
     if any(name.endswith(".filt") for name in state):
         raise ValueError(
-            "its strides are antialiased, ours are not; train it with --no_antialias and "
-            "--no_antialias_up"
+            "its strides are antialiased, which mri2pet does not support; train it with "
+            "--no_antialias and --no_antialias_up"
         )
     if any(name.startswith("model.model.") for name in state):
-        raise ValueError("a U-Net, which mri2pet has not; train it with --netG resnet_9blocks")
+        raise ValueError(
+            "a U-Net, which mri2pet does not support; train it with --netG resnet_9blocks"
+        )
     if any(
         name.startswith("model.") and value.ndim == 1 and name.endswith(".weight")
         for name, value in state.items()
     ):
         raise ValueError(
-            "its norm has weights of its own, as batch norm has, and ours, instance norm, has "
-            "none; train it with --norm instance"
+            "its norm has weights, as batch norm does, and mri2pet supports only instance norm "
+            "without weights; train it with --norm instance"
         )
     if "model.1.weight" not in state or not any(map(BLOCK.fullmatch, state)):
-        raise ValueError("no generator with residual blocks; give the ..._net_G.pth of a ResNet")
+        raise ValueError("not a generator with residual blocks; give the ..._net_G.pth of a ResNet")
     if state["model.1.weight"].ndim != 4:
         raise ValueError(
-            "its first layer is no 2D convolution; only networks of slices can be used"
+            "its first layer is not a 2D convolution; only networks for slices can be used"
         )
 
 
@@ -200,10 +202,14 @@ def _match_layers(state: State) -> tuple[int, dict[str, str]]:
     found = [match for match in map(BLOCK.fullmatch, state) if match]
     blocks, places = {int(match[1]) for match in found}, {int(match[2]) for match in found}
     if places in ZERO_PADDED:
-        raise ValueError("its residual blocks are padded with zeros, ours by reflection")
+        raise ValueError(
+            "its residual blocks use zero padding, but mri2pet's use reflection padding"
+        )
     n_blocks, last, first = len(blocks), max(places), min(places)
     if places not in REFLECTED or blocks != set(range(10, 10 + n_blocks)):
-        raise ValueError("its residual blocks are not where a ResnetGenerator has them")
+        raise ValueError(
+            "its residual blocks are not at the positions of those of a ResnetGenerator"
+        )
     names = {"model.1": "layers.0", "model.4": "layers.3", "model.7": "layers.6"}
     for block in range(n_blocks):
         for place, our_place in ((first, 0), (last, 3)):
@@ -222,7 +228,7 @@ def _refuse_missing(state: State, names: Mapping[str, str]) -> None:
         for part, axes in (("weight", 4), ("bias", 1)):
             name = f"{layer}.{part}"
             if name not in state or state[name].ndim != axes:
-                raise ValueError(f"{name} is missing, or has not {axes} axes")
+                raise ValueError(f"{name} is missing, or does not have {axes} axes")
 
 
 def _translate(name: str, names: Mapping[str, str]) -> str:
@@ -240,12 +246,12 @@ def _take_one_channel(weights: dict[str, Tensor], first: str, last: str) -> None
 def _refuse_channels(n_in: int, n_out: int) -> None:
     if n_in != n_out:
         raise ValueError(
-            f"it takes {n_in} channels and gives {n_out}, where ours gives as many as it takes; "
+            f"it has {n_in} input and {n_out} output channels, but mri2pet needs equal numbers; "
             "if they are copies of one slice, give --copies"
         )
     if n_in not in (SingleSlices.channels, SliceTriplets.channels):
         raise ValueError(
-            f"it takes {n_in} channels; mri2pet's generators take 1 slice or 3 adjacent ones"
+            f"it has {n_in} input channels, but mri2pet needs 1 slice or 3 adjacent ones"
         )
 
 
@@ -268,7 +274,7 @@ def _refuse_odd(
     refuse_shapes(found, expected)
     for name, value in weights.items():
         if not value.isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinity")
+            raise ValueError(f"{name} contains NaN or infinity")
 
 
 def _fold_ranges(weights: dict[str, Tensor], first: str, last: str) -> None:
@@ -288,13 +294,13 @@ def _fold_ranges(weights: dict[str, Tensor], first: str, last: str) -> None:
 
 def _text(text: str) -> str:
     if not text.strip() or not is_text(text):
-        raise argparse.ArgumentTypeError("say something")
+        raise argparse.ArgumentTypeError("the text is empty, too long, or not UTF-8")
     return text.strip()
 
 
 def _name(text: str) -> str:
     if not is_name(text):
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be the name of a folder")
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be a folder name")
     return text
 
 
@@ -309,8 +315,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="mri2pet-import",
         allow_abbrev=False,
-        description="Make a generator of one that pytorch-CycleGAN-and-pix2pix has trained, for "
-        "mri2pet participant --generator FOLDER. docs/training.md says which can be used.",
+        description="Import a generator trained with pytorch-CycleGAN-and-pix2pix, for mri2pet "
+        "participant --generator FOLDER. docs/training.md says which can be used.",
         epilog="Exit codes: 0 done; 64 usage; 65 unusable data; 66 input missing; 73 cannot create "
         "output; 74 read or write error.",
     )
@@ -318,7 +324,7 @@ def build_parser() -> Parser:
         "file",
         type=absolute_path,
         metavar="FILE",
-        help="..._net_G.pth, or of a CycleGAN that of _G_A and _G_B which makes PET of T1w",
+        help="..._net_G.pth; of a CycleGAN, whichever of _G_A and _G_B predicts PET from T1w",
     )
     parser.add_argument(
         "generator_dir", type=absolute_path, metavar="FOLDER", help="a new or empty folder"
@@ -326,24 +332,28 @@ def build_parser() -> Parser:
     add = partial(add_option, parser)
     add(
         "--trained-on TEXT",
-        "its training data, in words, which all reports show; required",
+        "description of its training data, which all reports show; required",
         _text,
         required=True,
     )
-    add("--name NAME", "of the generator; default: the name of FOLDER", _name)
-    add("--licence --license TEXT", "of the weights", _text)
-    add("--intended-use TEXT", "default: for research, on people like those", _text)
+    add("--name NAME", "name of the generator; default: the name of FOLDER", _name)
+    add("--licence --license TEXT", "licence of the weights", _text)
+    add(
+        "--intended-use TEXT",
+        "its intended use; default: for research, on people like those that it was trained on",
+        _text,
+    )
     add("--dataset NAME", "name or DOI of the BIDS dataset it was trained on", _text)
     add(
         "--participant-label LABEL",
-        "people of --dataset whom it was trained on, so that they count as seen; or a text file "
-        "with one label per line",
+        "participants of --dataset that it was trained on, so that they are recognized as training "
+        "data; or a text file with one label per line",
         nargs="+",
         default=(),
     )
     add(
         "--template NAME",
-        "in whose space its images were; default %(default)s",
+        "template space of its images; default %(default)s",
         _name,
         default=Settings.template,
     )
@@ -358,21 +368,21 @@ def build_parser() -> Parser:
     )
     add(
         "--slice-axes CODE",
-        "where the first axis of its slices (rows, from the top) and the second (columns, from the "
-        "left) point to: PR or PL of slices as they are looked at, front on top; default RA, as "
-        "nibabel has slices of RAS images",
+        "directions of the first axis of its slices (rows, from the top) and of the second "
+        "(columns, from the left): PR or PL if slices are displayed as usual, with the front on "
+        "top; default RA, as for slices of RAS images in nibabel",
         _axes,
         default=OWN_AXES,
     )
     add(
         "--copies",
-        "its three channels are copies of one slice, as of grey images, not adjacent slices",
+        "its three channels are copies of one slice, as in greyscale images, not adjacent slices",
         action="store_true",
     )
     add(
         "--pet-times-mean X",
-        "in its PET, the brain's mean times X was 1 (2.5, if mri2pet scaled them); default: not "
-        "known, so that each predicted PET is scaled by its own mean",
+        "in its PET, X times the mean of the brain was scaled to 1 (2.5 if mri2pet scaled them); "
+        "default: unknown, so each predicted PET is scaled by its own mean",
         not_negative,
         default=0.0,
     )
@@ -421,11 +431,11 @@ def _refuse(arguments: argparse.Namespace) -> None:
     name = folder.name if arguments.name is None else arguments.name
     if name in TAKEN:
         raise UsageError(
-            f"{name}: is the name of a generator of mri2pet's own; give another by --name"
+            f"{name}: is the name of one of mri2pet's own generators; give another with --name"
         )
     refuse_inverted(arguments.bounding_box)
     if arguments.participant_label and arguments.dataset is None:
-        raise UsageError("--participant-label: give the --dataset whose labels these are, too")
+        raise UsageError("--participant-label: also give the --dataset that these labels belong to")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CannotCreateError(f"{folder}: not an empty folder; choose a new one, or empty it")
 

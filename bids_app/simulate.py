@@ -66,10 +66,15 @@ def build_parser() -> argparse.ArgumentParser:
         _Range(float, SMALLEST_RESOLUTION, LARGEST_RESOLUTION),
         default=1.0,
     )
-    add("--seed S", "equal seeds give equal bytes; default 0", _Range(int, 0, 2**63 - 1), default=0)
+    add(
+        "--seed S",
+        "random seed; equal seeds give identical files; default 0",
+        _Range(int, 0, 2**63 - 1),
+        default=0,
+    )
     add(
         "--sessions N",
-        "scan everyone N times, in ses-01 on; default: no sessions",
+        "scan everyone N times, as ses-01, ses-02, ...; default: no sessions",
         _Range(int, 0, MOST_SESSIONS),
         default=0,
     )
@@ -99,10 +104,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--vary-orientation",
-        "let arrays point to many directions, not only RAS",
+        "vary the orientation of image arrays instead of using RAS only",
         action="store_true",
     )
-    add("--nprocs N", "participants made at a time; default 1", POSITIVE, default=1)
+    add("--nprocs N", "participants simulated at a time; default 1", POSITIVE, default=1)
     parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
     return parser
 

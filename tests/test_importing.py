@@ -156,19 +156,19 @@ REFUSED = {
     ),
     "discriminator": (
         lambda: {"model.0.weight": torch.ones(4, 3, 4, 4), "model.0.bias": torch.ones(4)},
-        "no generator with residual blocks",
+        "not a generator with residual blocks",
     ),
-    "empty": (dict, "no generator with residual blocks"),
-    "3D": (lambda: changed(model_1_weight=torch.ones(4, 1, 7, 7, 7)), "no 2D convolution"),
-    "zeros": (lambda: with_zeros(changed()), "padded with zeros"),
+    "empty": (dict, "not a generator with residual blocks"),
+    "3D": (lambda: changed(model_1_weight=torch.ones(4, 1, 7, 7, 7)), "not a 2D convolution"),
+    "zeros": (lambda: with_zeros(changed()), "use zero padding"),
     "gap": (
         lambda: {k.replace("model.10.", "model.11."): v for k, v in changed().items()},
-        "not where a ResnetGenerator has them",
+        "not at the positions of those of a ResnetGenerator",
     ),
-    "3 to 1": (lambda: drawn(given=1, blocks=1).state_dict(), "takes 3 .* gives 1.*--copies"),
+    "3 to 1": (lambda: drawn(given=1, blocks=1).state_dict(), "3 input and 1 output.*--copies"),
     "two": (
         lambda: drawn(taken=2, given=2, blocks=1).state_dict(),
-        "takes 2 channels.* 1 slice or 3",
+        "2 input channels.* 1 slice or 3",
     ),
     "no norm": (
         lambda: {k: v for k, v in changed().items() if k != "model.1.bias"},
@@ -177,18 +177,21 @@ REFUSED = {
     "more": (lambda: changed(other_weight=torch.ones(1, 1)), "other.weight is unknown"),
     "last": (
         lambda: {k: v for k, v in changed().items() if not k.startswith("model.18")},
-        "model.18.weight is missing, or has not 4 axes",
+        "model.18.weight is missing, or does not have 4 axes",
     ),
     "shape": (
         lambda: changed(model_4_weight=torch.ones(8, 4, 4, 4)),
         r"model.4.weight is tensor \[8, 4, 4, 4\], not tensor \[8, 4, 3, 3\]",
     ),
-    "odd": (lambda: changed(model_7_bias=torch.full((16,), torch.nan)), "model.7.bias holds NaN"),
+    "odd": (
+        lambda: changed(model_7_bias=torch.full((16,), torch.nan)),
+        "model.7.bias contains NaN",
+    ),
     "flat": (lambda: changed(model_18_weight=torch.ones(9, 9)), "model.18.weight .* 4 axes"),
     "numbers": (lambda: {**changed(), 3: torch.ones(1)}, "not the parameters of a network"),
     "whole": (lambda: changed(model_4_bias=torch.ones(8, dtype=int)), "not the parameters"),
     "sparse": (lambda: changed(model_4_bias=torch.ones(8).to_sparse()), "not the parameters"),
-    "scalar": (lambda: changed(model_1_weight=torch.tensor(1.0)), "no 2D convolution"),
+    "scalar": (lambda: changed(model_1_weight=torch.tensor(1.0)), "not a 2D convolution"),
 }
 
 
@@ -245,14 +248,14 @@ def test_other_content_is_refused_and_never_run(kind, tmp_path, capsys, recwarn)
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--name", "tissue"], 64, "tissue: is the name of a generator of mri2pet's own"),
-        (["--participant-label", "01"], 64, "--participant-label: give the --dataset"),
+        (["--name", "tissue"], 64, "tissue: is the name of one of mri2pet's own"),
+        (["--participant-label", "01"], 64, "--participant-label: also give the --dataset"),
         (["--bounding-box", "0", "0", "0", "1", "1", "-1"], 64, "--bounding-box: x0 y0 z0 must"),
         (["--slice-axes", "RS"], 64, "'RS' is not one of RA, RP"),
         (["--resolution", "0"], 64, "0 is not above 0"),
         (["--pet-times-mean", "-1"], 64, "-1 is below 0"),
-        (["--name", "a/b"], 64, "'a/b' cannot be the name of a folder"),
-        (["--trained-on", " "], 64, "say something"),
+        (["--name", "a/b"], 64, "'a/b' cannot be a folder name"),
+        (["--trained-on", " "], 64, "the text is empty, too long, or not UTF-8"),
         (["--slice-axis", "RA"], 64, "did you mean --slice-axes?"),
     ],
 )

@@ -153,7 +153,7 @@ def find_label_maps(folder: Path) -> list[Path]:
         If there is no such folder, or no NIfTI image in it.
     """
     if not folder.is_dir():
-        raise MissingInputError(f"{folder}: no such folder; give one that holds label maps")
+        raise MissingInputError(f"{folder}: no such folder; give one with label maps")
     paths = sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz")))
     if not paths:
         raise MissingInputError(f"{folder}: no NIfTI image in it; put label maps there")
@@ -187,7 +187,7 @@ def load_anatomy(path: Path) -> Anatomy:
     image = nifti.load(path)
     labels = np.rint(image.data)
     if labels.ndim != 3 or not np.array_equal(labels, image.data):
-        raise UnusableDataError(f"{path}: not a label map; give whole numbers in three dimensions")
+        raise UnusableDataError(f"{path}: not a label map; give a volume of whole numbers")
     try:
         return anatomy_from_labels(labels.astype(np.int32), image.affine)
     except ValueError as error:
@@ -210,7 +210,7 @@ def load_pattern(path: Path | None) -> Volume:
     if image.data.ndim != 3:
         raise UnusableDataError(f"{path}: {image.data.ndim} dimensions; give one volume")
     if not image.data.max() > 0:
-        raise UnusableDataError(f"{path}: nothing in it is above zero; give a mean PET")
+        raise UnusableDataError(f"{path}: no voxel is above zero; give a mean PET")
     return pattern_of_template(np.maximum(image.data, 0), image.grid, template_anatomy(2))
 
 
