@@ -408,7 +408,7 @@ def test_an_image_on_another_grid_is_not_drawn(whole):
     whole.affine = whole.affine + np.eye(4)[:, [3]] @ np.zeros((1, 4))
     whole.affine[0, 3] += 6
     whole.put(stem, whole.pet, Generator=GENERATOR)
-    assert f"{stem}.nii.gz lies on another grid" in whole.write(**RUN)
+    assert f"{stem}.nii.gz is not on the expected grid" in whole.write(**RUN)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"Registration": 3, "Sources": "x"}'])
