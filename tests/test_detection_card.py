@@ -117,7 +117,7 @@ def test_it_is_recorded_who_is_real():
 
 
 def test_a_folder_without_a_card_is_told(tmp_path):
-    with pytest.raises(MissingInputError, match=r"card\.json: no such file; --detector wants a f"):
+    with pytest.raises(MissingInputError, match=r"card\.json: no such file; give --detector a f"):
         read_card(tmp_path)
     with pytest.raises(MissingInputError, match=r"card\.json: no such file"):
         read_card(tmp_path / "nowhere")
@@ -214,7 +214,7 @@ def test_a_run_that_did_not_come_to_the_controls_has_trained_nothing_that_can_be
     with pytest.raises(UnusableDataError) as told:
         check_files(folder, read_card(folder))
     assert told.value.exit_code == 65
-    assert f"{told.value}".startswith(f"{folder / CARD}: does not know control_clusters.tsv")
+    assert f"{told.value}".startswith(f"{folder / CARD}: does not list control_clusters.tsv")
     (folder / CONTROL_CLUSTERS).unlink()
     with pytest.raises(MissingInputError, match=r"control_clusters\.tsv: no such file"):
         check_files(folder, read_card(folder))

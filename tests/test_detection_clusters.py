@@ -300,7 +300,7 @@ def test_of_equal_peaks_the_first_is_told():
 def test_more_clusters_than_labels_are_refused():
     score = np.zeros((80, 80, 50), np.float32)
     score[::2, ::2, ::2] = 1
-    with pytest.raises(ValueError, match="40000 clusters are more than labels"):
+    with pytest.raises(ValueError, match="40000 clusters are too many to label"):
         find(score, score >= 0)
     assert len(find(score, score >= 0, most=3)[0]) == 3
 
@@ -374,7 +374,11 @@ def test_common_brains_by_hand():
 
 @pytest.mark.parametrize(
     ("masks", "share", "sentence"),
-    [([], 0.9, "without brains"), ([ALL, ALL[1:]], 0.9, "differ"), ([ALL], 0, "share of people")],
+    [
+        ([], 0.9, "at least one brain"),
+        ([ALL, ALL[1:]], 0.9, "differ"),
+        ([ALL], 0, "share of people"),
+    ],
 )
 def test_brains_that_cannot_be_compared_are_refused(masks, share, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -410,15 +414,15 @@ def test_labels_are_read_by_the_names_of_columns(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "holds no label"),
-        ("index\tname\n", "holds no label"),
+        ("", "contains no labels"),
+        ("index\tname\n", "contains no labels"),
         ("id\tlabel\n1\tinsula\n", "no column index or name"),
         ("index,name\n1,insula\n", "separated by a tab"),
-        ("index\tname\n1\tinsula\n2.5\tpole\n", "index '2.5' in line 3 is no whole number"),
+        ("index\tname\n1\tinsula\n2.5\tpole\n", "index '2.5' in line 3 is not a whole number"),
         ("index\tname\n\tinsula\n", "index '' in line 2"),
-        ("index\tname\n1\t \n", "1 has no name in line 2"),
-        ("index\tname\n1\tinsula\n2\n", "2 has no name in line 3"),
-        ("index\tname\n1\tinsula\n1\tpole\n", "line 3 says again what 1 is"),
+        ("index\tname\n1\t \n", "index 1 in line 2 has no name"),
+        ("index\tname\n1\tinsula\n2\n", "index 2 in line 3 has no name"),
+        ("index\tname\n1\tinsula\n1\tpole\n", "index 1 occurs again in line 3"),
     ],
 )
 def test_labels_that_cannot_be_used_are_refused_by_name(tmp_path, text, sentence):

@@ -47,7 +47,7 @@ def test_a_level_or_a_text_that_no_control_has_is_refused():
     _, description = rows_of(CELLS)
     with pytest.raises(ValueError, match="no control has scanner 'd'"):
         encode({"age": 50.0, "scanner": "d"}, description)
-    with pytest.raises(ValueError, match="age is 'old', where"):
+    with pytest.raises(ValueError, match="age is 'old', but"):
         encode({"age": "old", "scanner": "a"}, description)
 
 
@@ -55,7 +55,7 @@ def test_who_is_outside_the_controls_is_told_of():
     _, description = rows_of(CELLS)
     assert beyond_controls({"age": 20.0, "scanner": "d"}, description) == []
     (told,) = beyond_controls({"age": 81.0, "scanner": "a"}, description)
-    assert told == "age 81 is outside the controls' 20 to 70"
+    assert told == "age 81 is outside the range of the controls, 20 to 70"
 
 
 @given(st.integers(0, 1000))
@@ -143,7 +143,7 @@ def test_a_norm_with_covariates_is_read_as_it_was_written(tmp_path):
 
 def test_too_few_controls_for_so_many_covariates_are_refused():
     controls = np.random.default_rng(2).random((4, *SHAPE)).astype(np.float32)
-    with pytest.raises(ValueError, match=r"4 controls are too few to take 2 number\(s\)"):
+    with pytest.raises(ValueError, match=r"4 controls are too few to adjust for 2 number\(s\)"):
         fit_adjusted_norm(lambda: iter(controls), BRAIN, np.ones((4, 2)))
 
 

@@ -191,7 +191,7 @@ def test_one_visit_is_found_once():
 
 
 def test_a_lesion_that_is_not_there_cannot_be_hit():
-    with pytest.raises(ValueError, match="01 has 1 lesions, no number 2"):
+    with pytest.raises(ValueError, match="01 has 1 lesions, none with number 2"):
         finding(REAL, "01", [(1, 2)])
 
 
@@ -300,7 +300,7 @@ def test_visits_are_paired():
 
 def test_two_who_know_different_lesions_are_not_compared():
     patients = [finding(REAL, "01", [()], lesions=2), finding(HYBRID, "01", [()])]
-    with pytest.raises(ValueError, match="do not know the same lesions of 01"):
+    with pytest.raises(ValueError, match="differ in the number of lesions of 01"):
         compare(patients)
 
 

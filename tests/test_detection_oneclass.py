@@ -255,13 +255,13 @@ def test_what_was_kept_has_to_belong_together(latents, name):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"nu": 0.0}, "nu is above 0"),
-        ({"nu": 1.01}, "nu is above 0"),
-        ({"nu": float("nan")}, "nu is above 0"),
-        ({"tol": 0.0}, "tol is above 0"),
-        ({"gamma": 0.0}, "gamma is 'scale' or a number above 0"),
-        ({"gamma": "auto"}, "gamma is 'scale' or a number above 0"),
-        ({"threads": 0}, "1 thread or more"),
+        ({"nu": 0.0}, "nu must be above 0"),
+        ({"nu": 1.01}, "nu must be above 0"),
+        ({"nu": float("nan")}, "nu must be above 0"),
+        ({"tol": 0.0}, "tol must be finite and above 0"),
+        ({"gamma": 0.0}, "gamma must be 'scale' or a number above 0"),
+        ({"gamma": "auto"}, "gamma must be 'scale' or a number above 0"),
+        ({"threads": 0}, "at least 1 thread"),
     ],
 )
 def test_settings_out_of_range_are_refused(latents, options, told):
@@ -283,13 +283,13 @@ def test_arrays_of_another_shape_are_refused(latents):
     for wrong in (latents[0], latents[..., np.newaxis], latents[..., :0]):
         with pytest.raises(ValueError, match=r"\(voxels, samples, features\)"):
             machine.fit(wrong)
-    with pytest.raises(ValueError, match="2 samples or more, not 1"):
+    with pytest.raises(ValueError, match="at least 2 samples, not 1"):
         machine.fit(latents[:, :1])
-    with pytest.raises(ValueError, match="has to be fitted"):
+    with pytest.raises(ValueError, match="must be fitted"):
         machine.score_samples(latents)
     machine.fit(latents)
     for wrong in (latents[1:], latents[..., 1:]):
-        with pytest.raises(ValueError, match="that were learned from"):
+        with pytest.raises(ValueError, match="of the training"):
             machine.decision_function(wrong)
 
 

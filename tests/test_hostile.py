@@ -258,7 +258,7 @@ def test_what_a_card_names_can_be_a_folder(tmp_path, field, name):
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../outside", "", ".", "a//b"])
 def test_a_detector_knows_no_file_of_another_folder(tmp_path, name):
     write_json(tmp_path / CARD, {**detectors.card_values(DETECTOR), "files": {name: "0" * 64}})
-    with pytest.raises(UnusableDataError, match="is no file of its folder"):
+    with pytest.raises(UnusableDataError, match="is not a file in its folder"):
         detectors.read_card(tmp_path)
 
 
@@ -267,7 +267,7 @@ def test_a_link_out_of_the_folder_of_a_detector_is_not_followed(tmp_path):
     (folder / "a").mkdir(parents=True)
     (tmp_path / "secret").write_text("x")
     (folder / "a" / "b.nii.gz").symlink_to(tmp_path / "secret")
-    with pytest.raises(UnusableDataError, match="leads out of its folder"):
+    with pytest.raises(UnusableDataError, match="points outside its folder"):
         detectors.check_files(folder, DETECTOR)
 
 
@@ -276,7 +276,7 @@ def test_a_link_out_of_the_folder_of_a_detector_is_not_followed(tmp_path):
 )
 def test_slabs_are_all_slices_once(slabs):
     card = replace(DETECTOR, slabs=tuple(map(tuple, slabs)))
-    with pytest.raises(UnusableDataError, match="its card tells"):
+    with pytest.raises(UnusableDataError, match="the slabs on its card"):
         detectors.check_grid(card, detectors.Grid((9, 9, 9), np.eye(4)), "T")
     detectors.check_grid(DETECTOR, detectors.Grid((9, 9, 9), np.eye(4)), "T")
 
@@ -451,7 +451,7 @@ def test_one_class_svms_that_are_no_numbers_are_neither_written_nor_read(tmp_pat
     path = next(one for one in whole if one.name == "models")
     models = load_models(path)
     broken = replace(models, **{name: getattr(models, name) * np.float32(np.nan)})
-    with pytest.raises(UnusableDataError, match=f"{name} holds NaN or infinity"):
+    with pytest.raises(UnusableDataError, match=f"{name} contains NaN or infinity"):
         save_models(tmp_path / "m", broken)
     assert not (tmp_path / "m").exists()
 

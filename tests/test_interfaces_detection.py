@@ -452,7 +452,7 @@ def test_controls_whose_brains_have_nothing_in_common_are_refused(tmp_path):
     brain = np.zeros(SHAPE, bool)
     brain[0, 0] = True
     controls = [*boxes(tmp_path, 2), store(tmp_path / "other", 0.5 * brain, brain)]
-    with pytest.raises(UnusableDataError, match="no voxel is brain in 90% of the 2 controls"):
+    with pytest.raises(UnusableDataError, match="no voxel is in the brain of 90% of the 2 con"):
         run(AgreeOnBrain, tmp_path / "node", controls=controls, digests=["a"], share=0.9)
 
 
@@ -628,7 +628,7 @@ def test_an_image_on_another_grid_is_not_compared(tmp_path, scored, name):
 def test_a_brain_that_is_nowhere_that_of_controls_is_refused(tmp_path, scored):
     inputs, _ = scored
     inputs["image"] = store(tmp_path / "elsewhere", 0.5 * ~BRAIN, ~BRAIN)
-    with pytest.raises(UnusableDataError, match="elsewhere: its brain has no voxel of that of"):
+    with pytest.raises(UnusableDataError, match="elsewhere: its brain has no voxel in common"):
         run(MapAnomalies, tmp_path / "node", **inputs)
 
 

@@ -676,7 +676,7 @@ def load_encoder(path: Path, device: str = "cpu") -> SiameseAutoencoder:
         If the file is damaged, or is not an encoder.
     """
     if not path.is_file():
-        raise MissingInputError(f"{path}: no such file; the detector beside it needs its encoder")
+        raise MissingInputError(f"{path}: no such file; the detector in this folder needs it")
     try:
         shapes = shapes_of(path)
         with safe_open(path, framework="pt") as file:
@@ -687,7 +687,7 @@ def load_encoder(path: Path, device: str = "cpu") -> SiameseAutoencoder:
         weights = load_file(path)
         odd = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
         if odd:
-            raise ValueError(f"{odd[0]} holds NaN or infinity")
+            raise ValueError(f"{odd[0]} contains NaN or infinity")
         encoder = SiameseAutoencoder(spec, torch.Generator())
         encoder.load_state_dict(weights)
     except OSError as error:
@@ -695,7 +695,7 @@ def load_encoder(path: Path, device: str = "cpu") -> SiameseAutoencoder:
     except (SafetensorError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0].rstrip(":")  # torch adds one line per weight
         raise UnusableDataError(
-            f"{path}: not an encoder of this app ({reason}); train the detector again, or fetch "
+            f"{path}: not an encoder of mri2pet ({reason}); train the detector again, or fetch "
             "it again"
         ) from error
     return encoder.to(device).eval()

@@ -66,12 +66,14 @@ class EncoderSpec:
     def __post_init__(self) -> None:
         fits = self.patch % 2 == 1 and (self.patch - SHRINKING) % STRIDE == 0
         if not fits or self.side < 1:
-            raise ValueError(f"patches are 15, 21, 27, … voxels wide, not {self.patch}")
+            raise ValueError(f"patches must be 15, 21, 27, … voxels wide, not {self.patch}")
         if self.latents < 1 or self.latents % self.side**2:
-            raise ValueError(f"latents are {self.side}×{self.side} times a whole number")
+            raise ValueError(f"the number of latents must be a multiple of {self.side}×{self.side}")
         counts = (self.epochs, self.pairs_per_epoch, self.batch_size)
         if min(counts) < 1:
-            raise ValueError(f"epochs, pairs and batches have at least 1, not {min(counts)}")
+            raise ValueError(
+                f"epochs, pairs per epoch and batch size must be at least 1, not {min(counts)}"
+            )
 
     @property
     def side(self) -> int:
@@ -110,7 +112,7 @@ def spec_from_dict(values: Json) -> EncoderSpec:
     """
     try:
         if not isinstance(values, dict):
-            raise ValueError("no mapping")
+            raise ValueError("not a mapping")
         strict.refuse_odd(values, _SPEC_CHECKS, "channels")
         return EncoderSpec(**values)
     except ValueError as error:
@@ -284,7 +286,7 @@ def card_from(values: Json, *, lenient: bool = False) -> DetectorCard:
             strict.refuse_odd(control, _CONTROL_CHECKS)
     outside = [name for name in known.get("files", {}) if not strict.is_inner_name(name)]
     if outside:
-        raise ValueError(f"{outside[0][:80]!r} is no file of its folder")
+        raise ValueError(f"{outside[0][:80]!r} is not a file in its folder")
     known["detectors"] = tuple(known["detectors"])
     known["shape"] = tuple(known["shape"])
     known["affine"] = tuple(tuple(float(x) for x in row) for row in known["affine"])
@@ -316,8 +318,8 @@ def read_card(folder: Path, *, lenient: bool = False) -> DetectorCard:
     path = folder / CARD
     if not path.is_file():
         raise MissingInputError(
-            f"{path}: no such file; --detector wants a folder that the group level has written, "
-            "OUTPUT_DIR/detectors/real or such"
+            f"{path}: no such file; give --detector a folder written by the group level, for "
+            "example OUTPUT_DIR/detectors/real"
         )
     try:
         return card_from(strict.read_object(path), lenient=lenient)
@@ -383,15 +385,15 @@ def check_files(folder: Path, card: DetectorCard) -> None:
     for name in (*card.files, *CALIBRATION):
         if not strict.is_inside(folder, folder / name):
             raise UnusableDataError(
-                f"{folder / name}: leads out of its folder; copy what it stands for to its place"
+                f"{folder / name}: points outside its folder; replace it with a copy of the file"
             )
         if not (folder / name).is_file():
             raise MissingInputError(f"{folder / name}: no such file; the card beside it needs it")
     for name in CALIBRATION:
         if name not in card.files:
             raise UnusableDataError(
-                f"{folder / CARD}: does not know {name}, so the run that trained the detector did "
-                "not end; run it again"
+                f"{folder / CARD}: does not list {name}, so the run that trained the detector did "
+                "not finish; run it again"
             )
     digests = digest_files(folder, [folder / name for name in card.files])
     for name, sha256 in digests.items():
@@ -427,11 +429,11 @@ def _refuse_slabs(card: DetectorCard) -> None:
     ends = [0, *(last for _, last in card.slabs)]
     if [first for first, _ in card.slabs] != ends[:-1] or ends != sorted(set(ends)):
         raise UnusableDataError(
-            f"detector {card.name}: its card tells slabs with gaps; train again"
+            f"detector {card.name}: the slabs on its card have gaps; train it again"
         )
     if ends[-1] != card.shape[2]:
         raise UnusableDataError(
-            f"detector {card.name}: its card tells slabs of {ends[-1]} slices, where images have "
+            f"detector {card.name}: the slabs on its card cover {ends[-1]} slices, but images have "
             f"{card.shape[2]}; train it again"
         )
 

@@ -53,18 +53,20 @@ def read_labels(path: Path) -> dict[int, str]:
         raise MissingInputError(f"{path}: no such file; --atlas needs an image and its labels")
     rows = read_tsv(path)
     if not rows:
-        raise UnusableDataError(f"{path}: holds no label; write one a line below index and name")
+        raise UnusableDataError(
+            f"{path}: contains no labels; add one per line below the columns index and name"
+        )
     absent = [column for column in COLUMNS if column not in rows[0]]
     if absent:
         raise UnusableDataError(
-            f"{path}: has no column {' or '.join(absent)}; the columns index and name, "
-            "separated by a tab, are needed"
+            f"{path}: has no column {' or '.join(absent)}; give the columns index and name, "
+            "separated by a tab"
         )
     names: dict[int, str] = {}
     for line, row in enumerate(rows, 2):
         index, name = _read_label(path, line, row)
         if index in names:
-            raise UnusableDataError(f"{path}: line {line} says again what {index} is; keep one")
+            raise UnusableDataError(f"{path}: index {index} occurs again in line {line}; keep one")
         names[index] = name
     return names
 
@@ -72,9 +74,9 @@ def read_labels(path: Path) -> dict[int, str]:
 def _read_label(path: Path, line: int, row: Mapping[str, str]) -> tuple[int, str]:
     index, name = (row.get(column, "").strip() for column in COLUMNS)
     if not index.removeprefix("-").isdecimal():
-        raise UnusableDataError(f"{path}: index {index!r} in line {line} is no whole number")
+        raise UnusableDataError(f"{path}: index {index!r} in line {line} is not a whole number")
     if not name:
-        raise UnusableDataError(f"{path}: {index} has no name in line {line}; write one")
+        raise UnusableDataError(f"{path}: index {index} in line {line} has no name; add one")
     return int(index), name
 
 
@@ -304,7 +306,9 @@ def threshold_of(score: Volume, brain: Mask, extent: float) -> float:
     7.0
     """
     if not 0 < extent < 1:
-        raise ValueError(f"an extent is a share of the brain, above 0 and below 1, not {extent}")
+        raise ValueError(
+            f"the extent must be a share of the brain above 0 and below 1, not {extent}"
+        )
     if score.shape != brain.shape:
         raise ValueError(f"a score map of {score.shape} and a brain of {brain.shape} voxels differ")
     scores = score[brain]
@@ -372,7 +376,7 @@ def find_clusters(
     large = [group for group in groups if group.size * voxel_volume >= fewest]
     ranked = sorted(large, key=lambda group: -float(scores[group].sum()))[:most]
     if len(ranked) > LARGEST_LABEL:
-        raise ValueError(f"{len(ranked)} clusters are more than labels; ask for a larger volume")
+        raise ValueError(f"{len(ranked)} clusters are too many to label; ask for a larger volume")
     labels = np.zeros(score.shape, np.int16)
     view = labels.transpose(axes)[steps]
     clusters = []

@@ -83,7 +83,7 @@ def encode(cells: Mapping[str, Cell], description: Description) -> list[float]:
         cell = cells[name]
         if "levels" not in coding:
             if not isinstance(cell, float):
-                raise ValueError(f"{name} is {cell!r:.40}, where that of controls is a number")
+                raise ValueError(f"{name} is {cell!r:.40}, but is a number in controls")
             numbers.append((cell - _number(coding["mean"])) / _number(coding["sd"]))
             continue
         levels, shares = _list(coding["levels"]), _list(coding["shares"])
@@ -96,13 +96,13 @@ def encode(cells: Mapping[str, Cell], description: Description) -> list[float]:
 
 def _number(value: object) -> float:
     if not isinstance(value, int | float):
-        raise ValueError(f"{value!r:.40} is no number")
+        raise ValueError(f"{value!r:.40} is not a number")
     return float(value)
 
 
 def _list(value: object) -> list[object]:
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{value!r:.40} is no list")
+        raise ValueError(f"{value!r:.40} is not a list")
     return list(value)
 
 
@@ -114,7 +114,9 @@ def beyond_controls(cells: Mapping[str, Cell], description: Description) -> list
         if isinstance(cell, float) and "low" in coding:
             low, high = _number(coding["low"]), _number(coding["high"])
             if not low <= cell <= high:
-                sentences.append(f"{name} {cell:g} is outside the controls' {low:g} to {high:g}")
+                sentences.append(
+                    f"{name} {cell:g} is outside the range of the controls, {low:g} to {high:g}"
+                )
     return sentences
 
 

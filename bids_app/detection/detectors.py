@@ -105,11 +105,11 @@ DETECTORS = {  # in the order in which they are shown
         "same difference in controls, as Crawford and Howell's t; it cannot detect bilateral or "
         "midline lesions, and needs a symmetric template",
         score="Crawford-Howell t of left-right asymmetry, (here - there) / mean, of smoothed PET; "
-        "blind to what is bilateral or in the midline",
+        "blind to bilateral and midline lesions",
         statmap="Crawford-Howell t of left-right asymmetry against controls, after smoothing; "
-        "blind to what is bilateral or in the midline",
+        "blind to bilateral and midline lesions",
         clusters="Clusters of the anomaly map of left-right asymmetry against controls; blind to "
-        "what is bilateral or in the midline",
+        "bilateral and midline lesions",
         unit="t",
         dash="6 2 1 2",
         method="norm",
@@ -121,12 +121,12 @@ DETECTORS = {  # in the order in which they are shown
         "and Howell's t; it is less sensitive to bilateral and midline lesions than to others, and "
         "needs a symmetric template",
         score="Mean of two Crawford-Howell t, of uptake and of left-right asymmetry; less "
-        "sensitive to what is bilateral or in the midline",
+        "sensitive to bilateral and midline lesions than to others",
         statmap="mean of the Crawford-Howell t of uptake and of that of left-right asymmetry, "
-        "both against controls, after smoothing; less sensitive to what is bilateral or in the "
-        "midline",
+        "both against controls, after smoothing; less sensitive to bilateral and midline lesions "
+        "than to others",
         clusters="Clusters of the mean of the maps of uptake and of left-right asymmetry against "
-        "controls; less sensitive to what is bilateral or in the midline",
+        "controls; less sensitive to bilateral and midline lesions than to others",
         unit="t",
         dash="9 2 2 2",
         method="norm",

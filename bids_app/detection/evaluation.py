@@ -68,7 +68,7 @@ def common_brain(masks: Iterable[Mask], share: float = 0.9) -> Mask:
     (array([ True, False, False]), array([ True,  True, False]))
     """
     if not 0 < share <= 1:
-        raise ValueError(f"a share of people is above 0 and up to 1, not {share}")
+        raise ValueError(f"the share of people must be above 0 and at most 1, not {share}")
     count, times = 0, np.zeros((), np.int32)
     for mask in masks:
         if count and mask.shape != times.shape:
@@ -76,7 +76,7 @@ def common_brain(masks: Iterable[Mask], share: float = 0.9) -> Mask:
         times = times + mask
         count += 1
     if not count:
-        raise ValueError("without brains there is nothing that they have in common")
+        raise ValueError("at least one brain is needed")
     return times >= share * count * (1 - 1e-9)  # 0.28 of 25 is 7.000000000000001
 
 
@@ -137,7 +137,9 @@ class Finding:
             *range(1, self.lesions + 1)
         }
         if odd:
-            raise ValueError(f"{self.participant} has {self.lesions} lesions, no number {min(odd)}")
+            raise ValueError(
+                f"{self.participant} has {self.lesions} lesions, none with number {min(odd)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -387,7 +389,7 @@ def _compare_two(
     for first in _first_visits({visit: one[visit] for visit in one if visit in other}):
         second = other[first.participant, first.session]
         if first.lesions != second.lesions:
-            raise ValueError(f"{pair} do not know the same lesions of {first.participant}")
+            raise ValueError(f"{pair} differ in the number of lesions of {first.participant}")
         outcomes += zip(
             _found_units(first, unit, clusters), _found_units(second, unit, clusters), strict=True
         )

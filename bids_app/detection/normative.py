@@ -190,7 +190,7 @@ def fit_adjusted_norm(
     """
     n, size = rows.shape
     if n < size + FEWEST_BESIDE:
-        raise ValueError(f"{n} controls are too few to take {size} number(s) of covariates out")
+        raise ValueError(f"{n} controls are too few to adjust for {size} number(s) of covariates")
     slopes = np.zeros((size, *brain.shape), np.float32)
     slopes[:, brain] = fit_slopes((volume[brain] for volume in volumes()), rows)
     adjusted = (adjust(volume, row, slopes) for volume, row in zip(volumes(), rows, strict=True))
@@ -416,7 +416,7 @@ def load_norms(path: Path) -> list[Norm]:
                 for place, n in enumerate(numbers)
             ]
         if not norms:
-            raise ValueError("it tells of no controls")
+            raise ValueError("it describes no controls")
         for norm in norms:
             _refuse_odd(norm, norms[0].mean.shape)
         return norms
@@ -429,14 +429,16 @@ def load_norms(path: Path) -> list[Norm]:
 def _refuse_odd(norm: Norm, shape: tuple[int, ...]) -> None:
     slopes, rows = norm.slopes, norm.rows
     if (slopes is None) != (rows is None):
-        raise ValueError("it tells of covariates by half")
+        raise ValueError("it contains only one of slopes and covariates")
     if slopes is not None and rows is not None:
         if rows.shape != (norm.n, len(slopes)) or not np.isfinite(rows).all():
-            raise ValueError(f"its covariates are {rows.shape}, of {norm.n} controls")
+            raise ValueError(
+                f"its covariates, {rows.shape} for {norm.n} controls, do not fit or are not finite"
+            )
         if slopes.shape[1:] != shape or not np.isfinite(slopes).all():
-            raise ValueError("its slopes are not finite, or of another grid")
+            raise ValueError("its slopes are not finite, or on another grid")
     arrays = [array for array in (norm.mean, norm.sd, norm.counts) if array is not None]
     shapes = {array.shape for array in arrays} | {shape}
     if not isinstance(norm.n, int) or norm.n < FEWEST or len(shapes) > 1 or len(shape) != AXES:
-        raise ValueError(f"it tells of {norm.n} controls, and of volumes of {shapes}")
+        raise ValueError(f"it describes {norm.n} controls, and volumes of {shapes}")
     _refuse_infinite(norm)

@@ -148,7 +148,7 @@ class VoxelwiseOneClassSVM:
         self._check_settings()
         voxels, samples, features = _shape(latents)
         if samples < FEWEST:
-            raise ValueError(f"a boundary needs {FEWEST} samples or more, not {samples}")
+            raise ValueError(f"a boundary needs at least {FEWEST} samples, not {samples}")
 
         def solve(part: slice) -> tuple[Floats, Floats, Floats]:
             piece = _finite(latents[part])
@@ -194,13 +194,13 @@ class VoxelwiseOneClassSVM:
             :meth:`fit`, or a value is not finite.
         """
         if not hasattr(self, "offset_"):
-            raise ValueError("this one-class SVM has to be fitted before it can score")
+            raise ValueError("this one-class SVM must be fitted before it can score")
         voxels, _, features = _shape(latents)
         learned = len(self.offset_), self.support_vectors_.shape[1]
         if (voxels, features) != learned:
             raise ValueError(
-                f"{voxels} voxels with {features} features are not the {learned[0]} with "
-                f"{learned[1]} that were learned from"
+                f"{voxels} voxels with {features} features do not fit the {learned[0]} with "
+                f"{learned[1]} of the training"
             )
         starts = self._starts()
 
@@ -217,12 +217,12 @@ class VoxelwiseOneClassSVM:
 
     def _check_settings(self) -> None:
         if not 0 < self.nu <= 1:
-            raise ValueError(f"nu is above 0 and up to 1, not {self.nu}")
+            raise ValueError(f"nu must be above 0 and at most 1, not {self.nu}")
         if not 0 < self.tol < math.inf:
-            raise ValueError(f"tol is above 0, not {self.tol}")
+            raise ValueError(f"tol must be finite and above 0, not {self.tol}")
         number = 1.0 if self.gamma == "scale" else self.gamma
         if isinstance(number, str) or not 0 < number < math.inf:
-            raise ValueError(f"gamma is 'scale' or a number above 0, not {self.gamma}")
+            raise ValueError(f"gamma must be 'scale' or a number above 0, not {self.gamma}")
 
     def _starts(self) -> Integers:
         """Return the offset of each voxel in ``support_vectors_``, and the end of the last one."""
@@ -232,7 +232,7 @@ class VoxelwiseOneClassSVM:
         """Process pieces of the voxels in threads; results are in order."""
         threads = len(os.sched_getaffinity(0)) if self.threads is None else self.threads
         if threads < 1:
-            raise ValueError(f"voxels can be shared among 1 thread or more, not {threads}")
+            raise ValueError(f"at least 1 thread is needed, not {threads}")
         return share(work, voxels, threads)
 
 
@@ -263,7 +263,7 @@ def share(work: Callable[[slice], Answer], voxels: int, threads: int) -> list[An
 
 def _shape(latents: NDArray[np.floating]) -> tuple[int, int, int]:
     if latents.ndim != DIMENSIONS or latents.shape[2] == 0:
-        raise ValueError(f"latents are (voxels, samples, features), not {latents.shape}")
+        raise ValueError(f"latents must be (voxels, samples, features), not {latents.shape}")
     voxels, samples, features = latents.shape
     return voxels, samples, features
 

@@ -131,7 +131,8 @@ def _quantize(volume: Volume) -> NDArray[np.uint16]:
     """Convert a volume, (I, J, K), in [0, 1] to 16 bits, (K, I, J); any channels stay before I."""
     if not np.isfinite(volume).all():
         raise UnusableDataError(
-            "a control's PET holds NaN or infinity, so no detector can be trained on it; exclude it"
+            "a control's PET contains NaN or infinity, so no detector can be trained on it; "
+            "exclude the control"
         )
     levels = np.rint(np.clip(volume, 0, 1) * LEVELS).astype(np.uint16)
     return np.ascontiguousarray(np.moveaxis(levels, -1, 0))
@@ -218,12 +219,13 @@ class PackedControls:
         lost = [member for member in self._members if member not in shapes]
         if lost:
             raise UnusableDataError(
-                f"{path}: holds no control {', '.join(lost)}; it belongs to another detector"
+                f"{path}: does not contain control {', '.join(lost)}; it belongs to another "
+                "detector"
             )
         kinds = {shapes[member] for member in self._members}
         if len(kinds) > 1 or any(kind != "U16" or len(shape) not in AXES for kind, shape in kinds):
             raise UnusableDataError(
-                f"{path}: its controls are no volumes of 16 bits on one grid; fetch it again"
+                f"{path}: its controls are not 16-bit volumes on one grid; fetch it again"
             )
 
     def __len__(self) -> int:

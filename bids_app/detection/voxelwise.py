@@ -156,7 +156,7 @@ def _refuse_odd(models: VoxelModels) -> None:
         ):  # NaN, without support, where too few controls cover the voxel
             finite |= np.isnan(array) & (models.n_support == 0)
         if not finite.all():
-            raise ValueError(f"{name} holds NaN or infinity")
+            raise ValueError(f"{name} contains NaN or infinity")
     if (models.gamma < 0).any():
         raise ValueError("gamma is below 0")
 
@@ -182,7 +182,7 @@ def load_models(path: Path) -> VoxelModels:
         total = {int(models.n_support.sum(dtype=np.int64)), len(models.support)}
         voxels = {len(models.n_support), len(models.gamma), len(models.offset)}
         if len(total | {len(models.dual_coef)}) > 1 or len(voxels) > 1:
-            raise ValueError("its parts do not belong together")
+            raise ValueError("the lengths of its arrays do not match")
     except OSError as error:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
     except (SafetensorError, TypeError, ValueError) as error:

@@ -94,19 +94,19 @@ def _holes(folders):
 
 class _ControlsInputSpec(BaseInterfaceInputSpec):
     controls = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
-    digests = traits.List(traits.Str, mandatory=True, desc="of the volumes, in that order")
+    digests = traits.List(traits.Str, mandatory=True, desc="digests of the volumes, in order")
 
 
 class _TrainEncoderInputSpec(_ControlsInputSpec):
-    brain = File(exists=True, mandatory=True, desc="what is analysed")
-    spec = traits.Dict(mandatory=True, desc="as spec_to_dict gives it")
-    seed = traits.Int(mandatory=True, desc="of all randomness")
-    threads = traits.Int(mandatory=True, nohash=True, desc="that torch may use")
+    brain = File(exists=True, mandatory=True, desc="mask of the analysed voxels")
+    spec = traits.Dict(mandatory=True, desc="spec of the encoder, from spec_to_dict")
+    seed = traits.Int(mandatory=True, desc="seed of all random numbers")
+    threads = traits.Int(mandatory=True, nohash=True, desc="number of threads for torch")
 
 
 class _TrainEncoderOutputSpec(TraitedSpec):
-    encoder = File(exists=True, desc="weights, with what rebuilds the network")
-    history = File(exists=True, desc="its epochs, JSON")
+    encoder = File(exists=True, desc="weights and spec of the encoder")
+    history = File(exists=True, desc="losses of all epochs, JSON")
 
 
 class TrainEncoder(SimpleInterface):
@@ -146,7 +146,7 @@ class _PackControlsInputSpec(_ControlsInputSpec):
 
 
 class _PackControlsOutputSpec(TraitedSpec):
-    packed = File(exists=True, desc="PET of all controls, as a detector keeps them")
+    packed = File(exists=True, desc="PET of all controls, as stored in a detector")
 
 
 class PackControls(SimpleInterface):
@@ -164,23 +164,27 @@ class PackControls(SimpleInterface):
 
 
 class _SlabInputSpec(BaseInterfaceInputSpec):
-    brain = File(exists=True, mandatory=True, desc="what is analysed")
-    encoder = File(exists=True, mandatory=True, desc="of the same fold")
+    brain = File(exists=True, mandatory=True, desc="mask of the analysed voxels")
+    encoder = File(exists=True, mandatory=True, desc="encoder of the same fold")
     packed = File(mandatory=True, nohash=True, desc="PET of all controls; too large to digest")
-    members = traits.List(traits.Int, mandatory=True, desc="which of those the fold has")
-    digests = traits.List(traits.Str, mandatory=True, desc="of the volumes of these")
-    first = traits.Int(mandatory=True, desc="slice of the slab")
-    last = traits.Int(mandatory=True, desc="slice after its last one")
-    scored = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
-    scored_digests = traits.List(traits.Str, mandatory=True, desc="of those, in that order")
+    members = traits.List(traits.Int, mandatory=True, desc="indices of the fold's controls")
+    digests = traits.List(traits.Str, mandatory=True, desc="digests of the members' volumes")
+    first = traits.Int(mandatory=True, desc="first slice of the slab")
+    last = traits.Int(mandatory=True, desc="slice after the last one of the slab")
+    scored = traits.List(
+        traits.Str, mandatory=True, nohash=True, desc="folders of the volumes to score"
+    )
+    scored_digests = traits.List(
+        traits.Str, mandatory=True, desc="digests of the volumes to score, in order"
+    )
     direction = traits.Str(mandatory=True, desc="what scores higher, a key of DIRECTIONS")
-    covariates = _covariates("of these members, in that order; none where there are none")
-    scored_covariates = _covariates("of whom is scored; none where there are none")
-    threads = traits.Int(mandatory=True, nohash=True, desc="that torch and numba may use")
+    covariates = _covariates("covariates of the members, in order; empty if not used")
+    scored_covariates = _covariates("covariates of the people to score; empty if not used")
+    threads = traits.Int(mandatory=True, nohash=True, desc="number of threads for torch and numba")
 
 
 class _ScoresOutputSpec(TraitedSpec):
-    scores = File(exists=True, desc="(scored, voxels), .npy")
+    scores = File(exists=True, desc="scores, (scored, voxels), .npy")
 
 
 def _fold_of(inputs):
@@ -206,7 +210,7 @@ def _slab_name(inputs):
 
 
 class _ApplySlabInputSpec(_SlabInputSpec):
-    voxels = File(exists=True, mandatory=True, desc="one one-class SVM a voxel")
+    voxels = File(exists=True, mandatory=True, desc="one one-class SVM per voxel")
 
 
 class ApplySlab(SimpleInterface):
@@ -238,19 +242,21 @@ class _ComparedInputSpec(BaseInterfaceInputSpec):
         [],
         usedefault=True,
         nohash=True,
-        desc="folders of real and synthetic PET that are compared with one another",
+        desc="folders of the real and synthetic PET to compare with one another",
     )
-    compared_digests = traits.List(traits.Str, [], usedefault=True, desc="of those, in that order")
+    compared_digests = traits.List(
+        traits.Str, [], usedefault=True, desc="digests of the PET to compare, in order"
+    )
 
 
 class _FitSlabInputSpec(_SlabInputSpec, _ComparedInputSpec):
-    nu = traits.Float(mandatory=True, desc="of the one-class SVM")
-    compared_covariates = _covariates("of those that are compared, in that order")
+    nu = traits.Float(mandatory=True, desc="nu of the one-class SVMs")
+    compared_covariates = _covariates("covariates of the PET to compare, in order")
 
 
 class _FitSlabOutputSpec(_ScoresOutputSpec):
-    voxels = File(exists=True, desc="one one-class SVM a voxel")
-    unsigned = File(desc="(compared, voxels), .npy: scores without direction")
+    voxels = File(exists=True, desc="one one-class SVM per voxel")
+    unsigned = File(desc="scores without direction, (compared, voxels), .npy")
 
 
 class FitSlab(ApplySlab):
@@ -283,19 +289,25 @@ class FitSlab(ApplySlab):
 
 
 class _CompareSyntheticInputSpec(_ComparedInputSpec):
-    kinds = traits.List(traits.Str, mandatory=True, desc="real or synthetic, in that order")
-    fold = traits.Int(mandatory=True, desc="from 1")
-    encoder = File(exists=True, mandatory=True, desc="of the fold")
-    unsigned = traits.List(File(exists=True), mandatory=True, desc="of all slabs, as FitSlab")
-    slabs = traits.List(
-        traits.Tuple(traits.Int, traits.Int), mandatory=True, desc="first slice and one after last"
+    kinds = traits.List(
+        traits.Str, mandatory=True, desc="'real' or 'synthetic' for each PET, in order"
     )
-    brain = File(exists=True, mandatory=True, desc="what is analysed")
-    atlas = traits.Str(mandatory=True, desc="regions in the space of images; empty for none")
+    fold = traits.Int(mandatory=True, desc="number of the fold, from 1")
+    encoder = File(exists=True, mandatory=True, desc="encoder of the fold")
+    unsigned = traits.List(
+        File(exists=True), mandatory=True, desc="scores of all slabs, from FitSlab"
+    )
+    slabs = traits.List(
+        traits.Tuple(traits.Int, traits.Int),
+        mandatory=True,
+        desc="first slice of each slab, and the slice after its last one",
+    )
+    brain = File(exists=True, mandatory=True, desc="mask of the analysed voxels")
+    atlas = traits.Str(mandatory=True, desc="atlas in the space of the images; empty for none")
 
 
 class _CompareSyntheticOutputSpec(TraitedSpec):
-    checked = File(exists=True, desc="what a fold sees of each PET, by region, JSON")
+    checked = File(exists=True, desc="scores and reconstruction errors of each PET by region, JSON")
 
 
 class CompareSynthetic(SimpleInterface):
@@ -346,16 +358,23 @@ class CompareSynthetic(SimpleInterface):
 
 
 class _NormInputSpec(BaseInterfaceInputSpec):
-    detector = traits.Str(mandatory=True, desc="which, a key of MEASURES")
+    detector = traits.Str(mandatory=True, desc="name of the detector, a key of MEASURES")
     direction = traits.Str(mandatory=True, desc="what scores higher, a key of DIRECTIONS")
-    brain = File(exists=True, mandatory=True, desc="what is analysed")
-    fwhm = traits.Float(mandatory=True, desc="smoothing before, in mm")
-    scored = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
-    scored_synthetic = traits.List(
-        traits.Str, mandatory=True, nohash=True, desc="of their synthetic PET, if it is compared"
+    brain = File(exists=True, mandatory=True, desc="mask of the analysed voxels")
+    fwhm = traits.Float(mandatory=True, desc="FWHM of the smoothing before scoring, in mm")
+    scored = traits.List(
+        traits.Str, mandatory=True, nohash=True, desc="folders of the volumes to score"
     )
-    scored_digests = traits.List(traits.Str, mandatory=True, desc="of all those, in that order")
-    scored_covariates = _covariates("of whom is scored, in that order; none where there are none")
+    scored_synthetic = traits.List(
+        traits.Str,
+        mandatory=True,
+        nohash=True,
+        desc="folders of their synthetic PET, if it is compared",
+    )
+    scored_digests = traits.List(
+        traits.Str, mandatory=True, desc="digests of all these volumes, in order"
+    )
+    scored_covariates = _covariates("covariates of the people to score; empty if not used")
 
 
 def _measured(inputs, measure, real, synthetic):
@@ -409,10 +428,13 @@ class ApplyNorm(SimpleInterface):
 class _FitNormInputSpec(_NormInputSpec):
     controls = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
     controls_synthetic = traits.List(
-        traits.Str, mandatory=True, nohash=True, desc="of their synthetic PET, if it is compared"
+        traits.Str,
+        mandatory=True,
+        nohash=True,
+        desc="folders of their synthetic PET, if it is compared",
     )
-    digests = traits.List(traits.Str, mandatory=True, desc="of all those, in that order")
-    covariates = _covariates("of the controls, in that order; none where there are none")
+    digests = traits.List(traits.Str, mandatory=True, desc="digests of all these volumes, in order")
+    covariates = _covariates("covariates of the controls, in order; empty if not used")
 
 
 class _FitNormOutputSpec(_ScoresOutputSpec):
@@ -445,11 +467,11 @@ BRAIN = "brain"
 
 
 class _AgreeOnBrainInputSpec(_ControlsInputSpec):
-    share = traits.Float(mandatory=True, desc="of controls, whose brain a voxel must be in")
+    share = traits.Float(mandatory=True, desc="share of controls whose brain must contain a voxel")
 
 
 class _AgreeOnBrainOutputSpec(TraitedSpec):
-    brain = File(exists=True, desc="what is analysed")
+    brain = File(exists=True, desc="mask of the voxels to analyse")
 
 
 class AgreeOnBrain(SimpleInterface):
@@ -465,8 +487,8 @@ class AgreeOnBrain(SimpleInterface):
         brain = common_brain(masks, self.inputs.share)
         if not brain.any():
             raise UnusableDataError(
-                f"no voxel is brain in {self.inputs.share:.0%} of the {len(self.inputs.controls)} "
-                "controls; look at their registration"
+                f"no voxel is in the brain of {self.inputs.share:.0%} of the "
+                f"{len(self.inputs.controls)} controls; look at their registration"
             )
         nifti.save(nifti.Image(brain, affine), path)
         self._results["brain"] = str(path)
@@ -475,12 +497,14 @@ class AgreeOnBrain(SimpleInterface):
 
 class _AverageControlsInputSpec(_ControlsInputSpec):
     synthetic = traits.Int(mandatory=True, desc="how many of the volumes are synthetic PET")
-    covariates = _covariates("of the controls, in that order; none where there are none")
-    brain = File(exists=True, mandatory=True, desc="what is analysed")
+    covariates = _covariates("covariates of the controls, in order; empty if not used")
+    brain = File(exists=True, mandatory=True, desc="mask of the analysed voxels")
 
 
 class _AverageControlsOutputSpec(TraitedSpec):
-    images = traits.List(File(exists=True), desc="mean and SD, 0 where too few controls are known")
+    images = traits.List(
+        File(exists=True), desc="mean and SD, 0 where too few controls have a value"
+    )
 
 
 class AverageControls(SimpleInterface):
@@ -513,28 +537,35 @@ class AverageControls(SimpleInterface):
 
 
 class _MapAnomaliesInputSpec(BaseInterfaceInputSpec):
-    scores = traits.List(File(exists=True), mandatory=True, desc="of all slabs of all folds, .npy")
-    slabs = traits.List(
-        traits.Tuple(traits.Int, traits.Int), mandatory=True, desc="first slice and one after last"
+    scores = traits.List(
+        File(exists=True), mandatory=True, desc="scores of all slabs of all folds, .npy"
     )
-    rows = traits.List(traits.Int, mandatory=True, desc="where this image stands in each")
-    folds = traits.Int(mandatory=True, desc="that have scored it")
-    brain = File(exists=True, mandatory=True, desc="what is analysed")
-    image = traits.Str(mandatory=True, nohash=True, desc="folder of its volumes")
-    digest = traits.Str(mandatory=True, desc="of those")
+    slabs = traits.List(
+        traits.Tuple(traits.Int, traits.Int),
+        mandatory=True,
+        desc="first slice of each slab, and the slice after its last one",
+    )
+    rows = traits.List(traits.Int, mandatory=True, desc="row of this image in each scores file")
+    folds = traits.Int(mandatory=True, desc="number of folds that have scored the image")
+    brain = File(exists=True, mandatory=True, desc="mask of the analysed voxels")
+    image = traits.Str(mandatory=True, nohash=True, desc="folder of the image's volumes")
+    digest = traits.Str(mandatory=True, desc="digest of the image's volumes")
     fwhm = traits.Float(mandatory=True, desc="smoothing of the scores within the brain, in mm")
     extent = traits.Float(mandatory=True, desc="share of the brain above the threshold")
-    minimum_volume = traits.Float(mandatory=True, desc="of a cluster, in mm3")
-    max_clusters = traits.Int(mandatory=True, desc="clusters that are labelled")
-    lesions = File(exists=True, desc="mask of known lesions on the grid; none is known without")
+    minimum_volume = traits.Float(mandatory=True, desc="minimum volume of a cluster, in mm3")
+    max_clusters = traits.Int(mandatory=True, desc="maximum number of clusters to label")
+    lesions = File(exists=True, desc="mask of the lesions on the grid, if they are known")
     atlas = File(exists=True, desc="label image on the grid")
-    names = File(exists=True, desc="of its labels")
+    names = File(exists=True, desc="names of the atlas' labels")
 
 
 class _MapAnomaliesOutputSpec(TraitedSpec):
-    statmap = File(exists=True, desc="anomaly map; more is more abnormal, 0 where nothing is known")
-    labels = File(exists=True, desc="clusters by rank")
-    clusters = File(exists=True, desc="all, what they share with lesions; share of brain above 0")
+    statmap = File(exists=True, desc="anomaly map; higher is more abnormal, 0 where not scored")
+    labels = File(exists=True, desc="label image of the clusters, by rank")
+    clusters = File(
+        exists=True,
+        desc="all clusters, their overlap with lesions, and the share of the brain above 0, JSON",
+    )
 
 
 class MapAnomalies(SimpleInterface):
@@ -555,14 +586,14 @@ class MapAnomalies(SimpleInterface):
         brain, hole = common & open_arrays(Path(inputs.image), [BRAIN])[0], self._hole(common)
         if not brain.any():
             raise UnusableDataError(
-                f"{inputs.image}: its brain has no voxel of that of controls; look at its "
-                "registration"
+                f"{inputs.image}: its brain has no voxel in common with that of controls; look at "
+                "its registration"
             )
         brain &= ~hole & ~np.isnan(score)  # no detector has a score where it is NaN, near a hole
         if not brain.any():
             raise UnusableDataError(
-                f"{inputs.image}: nowhere do it and enough controls cover the brain; look at "
-                "coverage in desc-registration_metrics.tsv"
+                f"{inputs.image}: no voxel of the brain is covered by this PET and by enough "
+                "controls; look at coverage in desc-registration_metrics.tsv"
             )
         score = np.where(brain, score, 0).astype(np.float32)
         if inputs.fwhm:
@@ -611,12 +642,14 @@ class MapAnomalies(SimpleInterface):
 
 
 class _KeepClustersInputSpec(BaseInterfaceInputSpec):
-    labels = traits.List(traits.Str, mandatory=True, desc="clusters by rank, in their places")
-    kept = traits.Int(mandatory=True, desc="how many of them stay, from the first rank on")
+    labels = traits.List(
+        traits.Str, mandatory=True, desc="label images in the output dataset, rewritten in place"
+    )
+    kept = traits.Int(mandatory=True, desc="number of clusters to keep, from the first rank on")
 
 
 class _KeepClustersOutputSpec(TraitedSpec):
-    labels = traits.List(File(exists=True), desc="the same files")
+    labels = traits.List(File(exists=True), desc="the rewritten label images")
 
 
 class KeepClusters(SimpleInterface):
@@ -639,12 +672,12 @@ class KeepClusters(SimpleInterface):
 
 
 class _LocateClustersInputSpec(BaseInterfaceInputSpec):
-    statmap = File(exists=True, mandatory=True, desc="anomaly map, carried to another grid")
-    labels = File(exists=True, mandatory=True, desc="clusters by rank, carried to it")
+    statmap = File(exists=True, mandatory=True, desc="anomaly map, resampled to another grid")
+    labels = File(exists=True, mandatory=True, desc="clusters by rank, resampled to that grid")
 
 
 class _LocateClustersOutputSpec(TraitedSpec):
-    places = File(exists=True, desc="where clusters lie there, JSON")
+    places = File(exists=True, desc="positions of the clusters on that grid, JSON")
 
 
 class LocateClusters(SimpleInterface):
@@ -664,14 +697,14 @@ class LocateClusters(SimpleInterface):
 
 
 class _PublishDetectorInputSpec(BaseInterfaceInputSpec):
-    card = traits.Dict(mandatory=True, desc="as card_values gives it, without files")
+    card = traits.Dict(mandatory=True, desc="card of the detector, from card_values, without files")
     sources = traits.List(File(exists=True), mandatory=True, desc="files of the detector")
-    names = traits.List(traits.Str, mandatory=True, desc="their paths in the folder")
-    folder = traits.Str(mandatory=True, desc="where the detector belongs")
+    names = traits.List(traits.Str, mandatory=True, desc="paths of these files in the folder")
+    folder = traits.Str(mandatory=True, desc="folder to write the detector to")
 
 
 class _PublishDetectorOutputSpec(TraitedSpec):
-    folder = traits.Str(desc="where the detector is")
+    folder = traits.Str(desc="folder of the detector")
 
 
 def _remove_empty(place: Path, root: Path) -> None:
