@@ -481,7 +481,7 @@ def test_lesion_masks_on_other_grids_are_brought_onto_the_grid_and_that_is_said(
         assert len(told["Sources"]) == 1 + (label == "p2")
         assert told["SpatialReference"].endswith(f"/sub-{label}_{OWN_MASK[1]}.nii.gz")
     notes = read_json(out / "logs" / "group_report.json")["notes"]
-    carried = "sub-p1_space-T1w_label-L_mask.nii.gz, carried from the T1w to the grid"
+    carried = "sub-p1_space-T1w_label-L_mask.nii.gz, resampled from the T1w to the grid"
     resampled = f"sub-p2_space-{TEMPLATE}_label-L_mask.nii, resampled to the grid"
     for note in (
         f"sub-p1: lesions are those of {carried}",
@@ -658,8 +658,8 @@ def test_what_a_trained_detector_cannot_give_is_told(out):
         for names, sets in ((("zscore", "pseudonormal"), ("synthetic",)), (("ocsvm",), ("real",)))
     ]
     assert told[0] == [
-        f"{folder}: holds no pseudonormal, so no map of it",
-        f"{folder}: was trained on hybrid, and --training-set does not change that",
+        f"{folder}: contains no pseudonormal, so no such map is made",
+        f"{folder}: was trained on hybrid, which --training-set does not change",
     ]
     assert told[1] == []
 
@@ -670,7 +670,7 @@ def test_a_detector_knows_its_controls_when_their_dataset_was_renamed(out, tmp_p
     control = SimpleNamespace(label=card.controls[0].participant, maker=None)
     patients = SimpleNamespace(patients=[control])
     settings = Settings(out, out, "group", detectors=card.detectors)
-    with pytest.raises(UnusableDataError, match=f"was trained on sub-{control.label}, who"):
+    with pytest.raises(UnusableDataError, match=f"was trained on sub-{control.label}, now"):
         detectors.refuse_card(here, card, settings, [control])
     assert detectors._describe_namesakes(here, card, patients, out) == []
     detectors.refuse_card(tmp_path, card, settings, [control])  # which may be others
@@ -735,7 +735,11 @@ def test_a_detector_is_applied_without_its_controls_and_gives_the_same_maps(out,
     [
         (("--resolution", "2"), 65, "choose its --template, --bounding-box and --resolution"),
         (("--template", "MNI152NLin6Asym"), 65, "its card says MNI152NLin2009aSym"),
-        (("--detectors", "pseudonormal"), 65, "holds ocsvm, zscore; choose --detectors of those"),
+        (
+            ("--detectors", "pseudonormal"),
+            65,
+            "contains ocsvm, zscore; choose --detectors from these",
+        ),
         (("--patient-query", "group == 'control'"), 65, "hybrid: was trained on sub-c1, sub-c2"),
     ],
 )
@@ -765,8 +769,8 @@ def test_a_covariate_is_taken_out_here_and_where_the_detector_is_applied(out, tm
     with without_pages():
         assert main(arguments(there, *wanted)) == 1  # c6 is lost
         said = " ".join(capsys.readouterr().err.split())
-        assert "sub-c6: participants.tsv has n/a under age, which --covariates names" in said
-        assert "sub-p1: age 99 is outside the controls' 30 to 74; what its PET" in said
+        assert "sub-c6: participants.tsv has n/a in age, which --covariates names" in said
+        assert "sub-p1: age 99 is outside the range of the controls, 30 to 74; its exp" in said
         card = read_card(there / "detectors" / "real")
         assert card.parameters["covariates"]["age"]["high"] == 74
         assert len(card.parameters["covariate_rows"]) == len(card.controls) == 5
@@ -780,7 +784,7 @@ def test_a_covariate_is_taken_out_here_and_where_the_detector_is_applied(out, tm
         np.testing.assert_allclose(new, old, atol=1e-3 * np.abs(old).max())
         assert np.abs(new - plain).max() > 1e-2 * np.abs(plain).max()
     assert main(arguments(again, *detector, "--covariates", "group", "--dry-run")) == 65
-    assert "takes these covariates out: age; leave" in capsys.readouterr().err
+    assert "was trained with other covariates (age); leave" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -794,7 +798,7 @@ def test_a_covariate_is_taken_out_here_and_where_the_detector_is_applied(out, tm
             "--covariates group",
             "group is the same in all controls, so its effect cannot be estimated",
         ),
-        ("--covariates age", "cannot be taken out by the 3 controls of fold 1, 4 are needed"),
+        ("--covariates age", "fold 1 are too few for a regression on 1 column(s), 4 are needed"),
     ],
 )
 def test_covariates_that_cannot_be_taken_out_are_refused(out, tmp_path, capsys, options, words):
@@ -977,8 +981,8 @@ def test_who_cannot_be_used_is_named_and_the_others_are_done(unlucky):
     assert "sub-p2_space-MNI152NLin2009aSym_label-L_mask.nii: not a NIfTI image" in said
     synthetic = result(there, "p6", "desc-preproc_pet.nii.gz")
     assert f"sub-p6: {synthetic}: its header says SYNTHETIC, but" in said
-    assert "sub-p7: its mask of lesions marks no voxel of the grid; in no curve" in said
-    assert "sub-p6: no mask of lesions; in no curve" in said
+    assert "sub-p7: its lesion mask marks no voxel of the grid; not included in any curve" in said
+    assert "sub-p6: no lesion mask, so not included in any curve" in said
     assert "Traceback" not in said
     assert {cluster.participant for cluster in read_all_clusters(there)} == {"p1", "p2", "p7"}
     assert "all voxels are equal" in (there / "group.html").read_text()
@@ -1047,7 +1051,7 @@ def test_a_dry_run_tells_who_is_not_used_and_refuses_what_the_run_would(out, cap
     assert "1 patient would be mapped, 1 has problems (sub-nosuch)" in said
     assert "sub-d1: not used, no real PET" in said
     assert "desc-synth" not in said
-    assert "sub-nosuch: not among those that --patient-query selects" in said
+    assert "sub-nosuch: not selected by --patient-query" in said
     assert main(arguments(out, "--dry-run", "--folds", "7")) == 65
     assert main(arguments(out, "--dry-run", "--folds", "1")) == 64
     assert main(arguments(out, "--dry-run", "-d", "lesions=/nowhere")) == 66
@@ -1061,7 +1065,7 @@ def test_the_methods_paragraph_tells_what_was_done(out, tmp_path, capsys):
     assert f"# group\n\n{said.strip()}" in (out / "logs" / "CITATION.md").read_text("utf-8")
     assert "author = {Crawford" in (out / "logs" / "CITATION.bib").read_text("utf-8")
     assert main(arguments(tmp_path, "--boilerplate-only")) == 66
-    assert "holds no results of the group level" in capsys.readouterr().err
+    assert "contains no results of the group level" in capsys.readouterr().err
 
 
 def test_reports_can_be_written_again_from_disk(out, tmp_path, capsys):
@@ -1073,7 +1077,7 @@ def test_reports_can_be_written_again_from_disk(out, tmp_path, capsys):
     assert "z score, trained on real" in (there / "sub-p1.html").read_text()
     (there / "clusters.tsv").unlink()
     assert main(arguments(there, "--reports-only")) == 66
-    assert "holds no results of the group level" in capsys.readouterr().err
+    assert "contains no results of the group level" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -1081,7 +1085,7 @@ def test_reports_can_be_written_again_from_disk(out, tmp_path, capsys):
     [
         (("--control-query", "group == 'nobody'"), 65, "group holds 'control', 'patient'"),
         (("--patient-query", "group == 'nobody'"), 65, "no participant matches"),
-        (("--patient-query", "participant_id == 'sub-c1'"), 65, "sub-c1 would be control and pat"),
+        (("--patient-query", "participant_id == 'sub-c1'"), 65, "sub-c1 would be both control an"),
         (("--participant-label", "p9"), 18, "no patient is left"),
         (
             (

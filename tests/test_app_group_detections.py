@@ -595,7 +595,7 @@ def test_the_first_cluster_of_each_patient_is_told(run):
     place = "left, (-30, 12, 8) mm, 1.5 cm³"
     assert top_clusters(run.seen) == {
         "real ocsvm": [
-            f"sub-p1: {place}, 0.7 cm³ of it lesion",
+            f"sub-p1: {place}, 0.7 cm³ of it in lesions",
             f"sub-p2: {place}, not in a lesion",
             f"sub-p3: {place}",
             "sub-p4: no cluster",

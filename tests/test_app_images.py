@@ -48,8 +48,8 @@ def test_a_patient_without_a_mask_is_told_and_the_others_are_found(tmp_path):
     assert [(mask.subject, mask.session) for mask in found.masks] == [("p1", None), ("p2", "a")]
     assert found.problems == ()
     assert found.notes[2:] == (
-        "sub-p2 ses-b: no mask of lesions; in no curve",
-        "sub-p3: no mask of lesions; in no curve",
+        "sub-p2 ses-b: no lesion mask, so not included in any curve",
+        "sub-p3: no lesion mask, so not included in any curve",
     )
     assert found.notes[0].startswith("sub-p1: lesions are those of sub-p1_space-")
 
@@ -74,7 +74,7 @@ def test_a_mask_that_cannot_be_used_is_told_and_is_not_none_at_all(tmp_path):
     found = find(tmp_path, patient("p1"), patient("p2"))
     (problem,) = found.problems
     assert "its name says neither space-T1w nor" in problem.sentence
-    assert found.notes == ("sub-p2: no mask of lesions; in no curve",)
+    assert found.notes == ("sub-p2: no lesion mask, so not included in any curve",)
 
 
 def with_native_t1w(out, **told):
@@ -95,7 +95,7 @@ def test_a_mask_on_the_raw_t1w_is_refused_where_that_was_taken_in_mni_space(tmp_
     path = draw(tmp_path / "masks", "sub-p1_space-T1w_label-L_mask.nii.gz")
     (problem,) = find(tmp_path / "masks", who).problems
     assert problem.exit_code == 65
-    for word in (path, "was taken in MNI space", f"name it space-{TEMPLATE}"):
+    for word in (path, "of this visit is in MNI space", f"name it space-{TEMPLATE}"):
         assert f"{word}" in problem.sentence
     draw(tmp_path / "masks", f"sub-p1_space-{TEMPLATE}_label-L_mask.nii.gz")
     assert find(tmp_path / "masks", who).problems == ()
@@ -107,7 +107,7 @@ def test_a_mask_on_a_t1w_of_another_app_is_used_with_a_word_of_warning(tmp_path,
     draw(tmp_path / "masks", "sub-p1_space-T1w_label-L_mask.nii.gz")
     found = find(tmp_path / "masks", who)
     assert len(found.masks) == 1
-    warned = "that T1w was taken from fMRIPrep 24.1.1: check that the mask lies on it"
+    warned = "this T1w was taken from fMRIPrep 24.1.1: check that the mask fits it"
     assert (warned in found.notes[0]) is bool(told)
 
 
@@ -183,7 +183,7 @@ def test_an_atlas_of_another_template_is_told_of(tmp_path, space, notes):
     atlas = (image, tmp_path / "atlas.tsv")
     found = refuse_knowledge(Settings(Path("raw"), Path("out"), "group", atlas=atlas), []).notes
     assert len(found) == notes
-    assert all(f"drawn on {space}, images lie on MNI152NLin2009aSym" in note for note in found)
+    assert all(f"drawn on {space}, but images are on MNI152NLin2009aSym" in note for note in found)
 
 
 @pytest.mark.parametrize("stop", [True, False])

@@ -227,7 +227,7 @@ def test_a_dry_run_warns_of_a_disk_that_is_too_small(study, capsys, monkeypatch,
     command = [str(study / "raw"), str(study / "out"), level, *SLOPPY, "--folds", "2"]
     assert main([*command, "--skip-bids-validation", "--dry-run"]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "GB are needed, and 0.0 are free; make room" in said
+    assert "GB are needed, but only 0.0 are free; make room" in said
 
 
 @pytest.mark.parametrize(
@@ -294,14 +294,14 @@ def test_names_are_not_cut_in_a_narrow_terminal(study):
         ("out", "out/", "is the output folder"),
         ("out", "out/../out/./", "is the output folder"),
         ("out", "link", "is the output folder"),
-        ("out", "out/sub-01/work", "where results lie"),
-        ("out", "out/logs", "where results lie"),
-        ("out", "link/generators/x", "where results lie"),
-        ("out", ".", "holds the output folder"),
+        ("out", "out/sub-01/work", "a folder of results"),
+        ("out", "out/logs", "a folder of results"),
+        ("out", "link/generators/x", "a folder of results"),
+        ("out", ".", "contains the output folder"),
         ("out", "raw", "is the BIDS dataset itself"),
         ("out", "raw/sub-01", "is inside the input dataset"),
         ("out", "raw/derivatives/work", "is inside the input dataset"),
-        ("deep/out", "deep/", "holds the output folder"),
+        ("deep/out", "deep/", "contains the output folder"),
         ("raw", None, "is the BIDS dataset itself"),
         ("raw/sub-01", None, "is inside the input dataset"),
         (".", None, "contains the BIDS dataset"),
@@ -338,7 +338,7 @@ def test_a_folder_whose_name_is_no_text_is_refused(study):
     ]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 64
-    assert b"new\xe9: its name holds bytes that are no UTF-8" in done.stderr
+    assert b"new\xe9: its name is not valid UTF-8" in done.stderr
 
 
 def test_a_place_is_found_however_it_is_written(tmp_path):

@@ -150,7 +150,7 @@ def test_reports_that_are_written_again_can_fail_and_a_dry_run_writes_none(
     before = set(out.rglob("*"))
     command = [str(raw), str(out), level, "--reports-only"]
     assert main([*command, "--dry-run"]) == 0
-    assert f"the report would be written; it is {out / level}.html" in capsys.readouterr().out
+    assert f"the report would be written to {out / level}.html" in capsys.readouterr().out
     assert set(out.rglob("*")) == before
     assert main(command) == 0
     assert (out / "page.html").exists()

@@ -38,7 +38,7 @@ def test_yaml_and_json_are_read_alike(write, text):
         ("plugin: [", "cannot be read as YAML"),
         ("plugin_args: {}", "names no plugin"),
         ("- SLURM", "names no plugin"),
-        ("plugin: SLURM\nplugin_args: --time=4:00:00", "plugin_args is no mapping"),
+        ("plugin: SLURM\nplugin_args: --time=4:00:00", "plugin_args is not a mapping"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_file(write, text, said):

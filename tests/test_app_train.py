@@ -255,7 +255,7 @@ def test_a_run_goes_on_from_a_generator_of_another_dataset(out, tmp_path, capsys
     told = ("--init", str(before), "--condition", "tissue", *ALONE)
     assert main(arguments(there, *told, "--dry-run")) == 65  # its card says that it is this one
     said = " ".join(capsys.readouterr().err.split())
-    assert "has seen sub-01, sub-02, sub-03, sub-04, who would be scored" in said
+    assert "was trained on sub-01, sub-02, sub-03, sub-04, whose scores would" in said
     card = read_json(before / "card.json")
     write_json(before / "card.json", {**card, "dataset": "elsewhere"})
     assert main(arguments(there, *told, models=(SEMI3D, "tissue"))) == 0
@@ -397,14 +397,14 @@ def test_the_report_can_be_written_again_from_disk(out, tmp_path, capsys):
     assert (there / "train.html").read_text() == before
     (there / "table1.tsv").unlink()
     assert main(arguments(there, "--reports-only")) == 66
-    assert "holds no results of the train level" in capsys.readouterr().err
+    assert "contains no results of the train level" in capsys.readouterr().err
 
 
 def test_the_methods_paragraph_tells_what_was_done(out, tmp_path, capsys):
     assert main(arguments(out, "--boilerplate-only")) == 0
     assert "Generators of synthetic FDG PET were trained with" in capsys.readouterr().out
     assert main(arguments(tmp_path, "--boilerplate-only")) == 66
-    assert "holds no results of the train level" in capsys.readouterr().err
+    assert "contains no results of the train level" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_known(out, capsys):

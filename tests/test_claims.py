@@ -115,7 +115,7 @@ def test_a_disk_without_locks_is_told_of(tmp_path, monkeypatch, capsys):
     run_record = RunRecord(date="d", command="c", versions={})
     with hold(settings, run_record, Console(), results=["sub-01"], intermediate=["sub-01"]):
         pass
-    assert capsys.readouterr().err.count("knows no locks; start no second run") == 2
+    assert capsys.readouterr().err.count("locks; do not start a second run") == 2
 
 
 @pytest.mark.parametrize("shared", ["output_dir", "work_dir"])

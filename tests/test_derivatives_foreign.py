@@ -100,7 +100,7 @@ def test_without_both_transforms_to_the_template_the_t1w_is_registered(
     (note,) = visit.notes
     assert note == (
         f"T1w and brain mask are taken from fMRIPrep 24.1.1; it has no transforms to {OWN} and "
-        f"back{told}, so that the T1w is registered to it"
+        f"back{told}, so the T1w is registered to this template"
     )
 
 
@@ -122,7 +122,7 @@ def test_the_anatomy_of_a_session_is_its_own_or_one_for_all(raw, fmriprep, head,
     add_anatomy(fmriprep, "01", head, session=session)
     visit = select(raw, fmriprep=fmriprep)[0]["01"]
     assert visit.t1w.derived.image.name.startswith("sub-01_ses-a" if session else "sub-01_desc")
-    assert ("which has made one T1w of all sessions" in visit.notes[0]) is told
+    assert ("which made one T1w from all sessions" in visit.notes[0]) is told
 
 
 def test_what_belongs_together_lies_together(raw, fmriprep, head):
@@ -184,7 +184,7 @@ def test_a_pet_on_the_t1w_is_taken_with_what_its_sidecar_tells(raw, fmriprep, pe
     told = {"TracerName": "FDG", "FrameDuration": (30, 60), "Units": "kBq/mL"}
     assert dict(pet.metadata) == told
     assert visit.notes[1:] == (
-        "sub-01_ses-a_trc-18FFDG_pet.nii.gz: is taken from PETPrep 0.0.2, on the T1w",
+        "sub-01_ses-a_trc-18FFDG_pet.nii.gz: is taken from PETPrep 0.0.2, in T1w space",
     )
 
 
@@ -237,7 +237,7 @@ def test_a_pet_lies_on_the_t1w_of_its_own_dataset(raw, fmriprep, petprep, head):
     visit = select(raw, **both)[0]["01"]
     assert visit.t1w.derived.dataset == "fmriprep"
     assert visit.pets[0].derived is None
-    assert "petprep has no preprocessed PET of it" in visit.notes[1]
+    assert "petprep has no preprocessed version on the T1w" in visit.notes[1]
     add_derived_pet(petprep)
     visit = select(raw, **both)[0]["01"]
     assert visit.t1w.derived.dataset == visit.pets[0].derived.dataset == "petprep"
@@ -335,7 +335,7 @@ def test_frames_are_not_chosen_of_one_volume_that_another_app_has_made(raw, petp
     assert problems == []
     assert visits["01"].pets[0].used == wanted
     assert visits["01"].notes[-1] == (
-        f"{path.name}: PETPrep 0.0.2 has made one volume of it, which is used as it is; "
+        f"{path.name}: PETPrep 0.0.2 has made a single volume, which is used as it is; "
         "--pet-frames does not apply to it"
     )
 
@@ -349,7 +349,7 @@ def test_frames_are_chosen_of_the_frames_that_another_app_has_made(raw, petprep,
     assert problems == []
     assert not any("--pet-frames" in note for note in visits["01"].notes)
     (problem,) = select(raw, {"pet_frames": (2,)}, petprep=petprep)[1]
-    assert "has 2 frames, from 0 on, and no frame 2" in problem.reason
+    assert "has 2 frames, counted from 0, but no frame 2" in problem.reason
 
 
 def test_nobody_vouches_for_the_orientation_of_what_another_app_has_made(raw, petprep, head):
@@ -391,8 +391,8 @@ def test_images_in_mni_space_are_taken_with_or_without_a_mask(tmp_path, raw, hea
     assert visits["01"].pets[0].derived.files == (pet,)
     app = "Clinica" if caps else "the dataset mni"
     assert visits["01"].notes == (
-        f"T1w in MNI space is taken from {app}, and not registered any further",
-        f"sub-01_ses-a_trc-18FFDG_pet.nii.gz: is taken from {app}, on the T1w",
+        f"T1w in MNI space is taken from {app}, and is not registered again",
+        f"sub-01_ses-a_trc-18FFDG_pet.nii.gz: is taken from {app}, in T1w space",
     )
     assert visits["02"].t1w.derived is None
     place = t1w.name.replace("desc-Crop_", "").replace("T1w.nii.gz", "desc-brain_mask.nii.gz")
@@ -467,7 +467,7 @@ def test_a_pet_in_mni_space_does_not_lie_on_a_t1w_elsewhere(tmp_path, raw, fmrip
     visit = select(raw, fmriprep=fmriprep, mni=root)[0]["01"]
     assert visit.t1w.derived.dataset == "fmriprep"
     assert visit.pets[0].derived is None
-    assert "mni has no preprocessed PET of it" in visit.notes[1]
+    assert "mni has no preprocessed version on the T1w" in visit.notes[1]
 
 
 def test_a_folder_without_participants_is_refused(tmp_path, raw, head):

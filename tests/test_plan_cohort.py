@@ -159,7 +159,7 @@ def test_nobody_is_control_and_patient_at_once(out):
         choose(out, patient_query="age > 60 or group == 'patient'")
     assert told.value.exit_code == 65
     assert f"{told.value}" == (
-        "participants.tsv: sub-02, sub-03 would be control and patient at once; correct "
+        "participants.tsv: sub-02, sub-03 would be both control and patient; correct "
         "--control-query or --patient-query"
     )
 
@@ -200,8 +200,8 @@ def test_a_patient_without_pet_is_a_problem_and_the_others_go_on(out, rng):
         ("p4", 66),
     ]
     assert people.problems[0].sentence == (
-        "sub-p3: a patient without a PET on this grid; run the participant level on it, or "
-        "exclude it"
+        "sub-p3: a patient without a PET on this grid; run the participant level for this "
+        "patient, or exclude them"
     )
 
 
@@ -310,8 +310,8 @@ def test_every_pet_of_a_patient_is_looked_at_and_what_tables_leave_out_is_told(o
     people = choose(out)
     assert {patient.pet for patient in people.patients if patient.label == "p1"} == {first, second}
     assert people.notes == (
-        "sub-p1: each PET has a map and a table; clusters.tsv and curves tell of the first of a "
-        "session",
+        "sub-p1: each PET has a map and a table, but clusters.tsv and curves contain only the "
+        "first PET of a session",
     )
 
 
@@ -329,12 +329,11 @@ def test_labels_that_find_nobody_are_told(out):
     (problem,) = people.problems
     assert problem.exit_code == MissingInputError.exit_code
     assert problem.sentence == (
-        "sub-xx: not among those that --patient-query selects; correct --participant-label or the "
-        "query"
+        "sub-xx: not selected by --patient-query; correct --participant-label or the query"
     )
     assert people.notes == (
         "sub-01: a control, so not mapped; --participant-label is for patients",
-        "sub-zz: to be excluded, but neither control nor patient",
+        "sub-zz: to be excluded, but is neither a control nor a patient",
     )
 
 
@@ -393,7 +392,7 @@ def test_a_synthetic_image_has_to_say_that_it_is_one(out, label, told):
     (path,) = out.glob(f"sub-{label}/pet/*_desc-synth_pet.json")
     edit(path, Synthetic=told)
     people = choose(out)
-    assert the_problem(people, label, rf"{path.name}: does not say Synthetic.* partici") == 65
+    assert the_problem(people, label, rf"{path.name}: Synthetic is not true.* partici") == 65
     assert synthetic_of(people, label) is None
 
 
@@ -416,14 +415,14 @@ def test_of_controls_that_the_generator_saw_the_image_out_of_fold_is_used(out, r
     unseen = out / "crossvalidation" / "g" / own["04"].relative_to(out)
     assert (seen.synthetic, seen.maker) == (unseen, SyntheticMaker("g", ""))
     assert alone.synthetic is None
-    assert the_problem(people, "05", rf"{own['05'].name}: made by generator g, which was tr") == 65
+    assert the_problem(people, "05", rf"{own['05'].name}: not used, since generator g was tr") == 65
     assert (never.synthetic, never.maker) == (own["06"], SyntheticMaker("g", "a" * 64))
 
 
 @pytest.mark.parametrize(
     ("changed", "error", "sentence"),
     [
-        ({"Synthetic": False}, UnusableDataError, "does not say Synthetic.*; run the train level"),
+        ({"Synthetic": False}, UnusableDataError, "Synthetic is not true.*; run the train level"),
         (None, MissingInputError, "no such file.*; run the train level again"),
     ],
 )
@@ -446,7 +445,7 @@ def test_an_image_that_claims_to_be_out_of_fold_but_saw_the_control_is_not_taken
     edit(sidecar_path(write_out_of_fold(out, paths, rng)), TrainedOnThisParticipant=True)
     people = choose(out, detectors=("pseudonormal",))
     assert synthetic_of(people, "03") is None
-    assert the_problem(people, "03", "made by generator g, which was trained on this") == 65
+    assert the_problem(people, "03", "since generator g was trained on this") == 65
 
 
 def test_a_sidecar_that_names_no_generator_and_one_that_cannot_be_read(out):
@@ -495,7 +494,7 @@ def test_the_session_with_a_held_out_synthetic_pet_is_used(out, rng, session, as
         assert control.session == asked[0] != session
         assert control.synthetic is None
         (problem,) = (one for one in people.problems if one.subject == "04")
-        assert "made by generator g, which was trained on this" in problem.sentence
+        assert "since generator g was trained on this" in problem.sentence
 
 
 def test_a_seen_synthetic_pet_of_another_session_is_no_silent_fallback(out, rng):
@@ -507,7 +506,7 @@ def test_a_seen_synthetic_pet_of_another_session_is_no_silent_fallback(out, rng)
     edit(sidecar_path(path), TrainedOnThisParticipant=True)
     people = choose(out, **WANTED[0])
     assert (people.controls[-1].session, people.controls[-1].synthetic) == ("1", None)
-    assert the_problem(people, "04", "sub-04 ses-2: .* which was trained on this") == 65
+    assert the_problem(people, "04", "sub-04 ses-2: .* was trained on this") == 65
     assert choose(out).problems == ()  # real PET alone: nothing is missed
 
 
@@ -532,7 +531,7 @@ def test_without_a_held_out_synthetic_pet_there_is_a_problem_and_no_other_is_tak
     people = choose(out, **wanted)
     control = people.controls[-1]
     assert (control.label, control.session, control.synthetic) == ("04", "1", None)
-    assert the_problem(people, "04", "trained on this participant.*is not there; it is not") == 65
+    assert the_problem(people, "04", "trained on this participant.*does not exist; train") == 65
     assert choose(out).problems == ()  # real PETs alone: no synthetic one is needed
 
 
@@ -557,7 +556,8 @@ def test_a_t1w_alone_whose_generator_saw_the_subject_elsewhere_is_not_in_the_hyb
     people = choose(out)
     assert people.problems == ()
     assert people.notes == (
-        "sub-04: not used, no real PET, and the generator of the synthetic one was trained on it",
+        "sub-04: not used, no real PET, and the generator of its synthetic PET was trained on the "
+        "participant",
     )
 
 
@@ -657,11 +657,9 @@ def test_a_raw_table_that_was_changed_since_is_told_of(out, tmp_path, table, who
         choose_subjects(settings, controls=True, version=version("mri2pet")).notes,
         choose_controls(replace(settings, level="train"), version("mri2pet")).notes,
     ):
-        told = [note for note in notes if "says otherwise of" in note]
+        told = [note for note in notes if f"{raw}/participants.tsv: differs from" in note]
         assert len(told) == (who is not None)
-        assert all(
-            f"says otherwise of sub-{who} than {out}/participants.tsv" in one for one in told
-        )
+        assert all(f"differs from {out}/participants.tsv for sub-{who}, and" in one for one in told)
 
 
 # One damaged file costs its owner

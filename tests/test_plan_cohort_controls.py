@@ -88,10 +88,9 @@ def test_labels_that_find_nobody_are_told(out):
         ("p1", MissingInputError.exit_code),
     ]
     assert controls.problems[0].sentence == (
-        "sub-1: not among those that --control-query selects; correct --participant-label or the "
-        "query"
+        "sub-1: not selected by --control-query; correct --participant-label or the query"
     )
-    assert controls.notes == ("sub-002: to be excluded, but no control",)
+    assert controls.notes == ("sub-002: to be excluded, but is not a control",)
 
 
 def test_of_several_visits_the_first_with_both_images_is_used(tmp_path, rng):
@@ -108,7 +107,7 @@ def test_of_several_visits_the_first_with_both_images_is_used(tmp_path, rng):
     ]
     assert controls.notes == (
         "sub-02 ses-a: not used, no real PET",
-        "sub-02 ses-c: not used, an earlier session of this participant is",
+        "sub-02 ses-c: not used, an earlier session is used instead",
     )
 
 
@@ -262,8 +261,8 @@ def test_images_that_nobody_has_judged_are_told_of_once(out):
         judge(control.visit.t1w, None)
         judge(control.pet, None)
     assert choose(out).notes == (
-        "sub-01, sub-02: it is unknown whether their registration can be trusted, since an "
-        "earlier version of mri2pet has made them; look at their reports",
+        "sub-01, sub-02: it is unknown whether the registrations can be trusted, because an "
+        "earlier version of mri2pet made them; look at the reports",
     )
 
 
@@ -346,7 +345,7 @@ def test_of_several_grids_one_has_to_be_chosen(grids):
     assert settle(out, resolution=8.0)[0].template == TEMPLATE
     assert settle(out, template="MNI305")[0].grid_resolution == 4.0
     settings, notes = settle(out, resolution=4.0)  # of two templates, the default
-    assert notes[0].startswith("not used, images on another grid: MNI152NLin2009aSym at 8 mm")
+    assert notes[0].startswith("images on another grid are not used: MNI152NLin2009aSym at 8 mm")
     assert settings.template == TEMPLATE
 
 
@@ -362,7 +361,5 @@ def test_of_several_grids_one_has_to_be_chosen(grids):
 def test_what_was_asked_for_and_is_not_there_is_told_with_what_is(grids, asked):
     out, write = grids
     write()
-    with pytest.raises(
-        MissingInputError, match=rf"no image in .* that is there: {TEMPLATE} at 4 mm"
-    ):
+    with pytest.raises(MissingInputError, match=rf"no image in .* from these: {TEMPLATE} at 4 mm"):
         settle(out, **asked)

@@ -203,8 +203,8 @@ def test_an_estimate_is_told_in_units_that_can_be_read():
     ("free", "mem_gb", "expected"),
     [
         (9e9, 8.0, []),
-        (6e9, 8.0, ["about 7.0 GB are needed, and 6.0 are free"]),  # both on one disk
-        (9e9, 1.6, ["needs about 1.5 GiB of memory, and the run may use 1.6"]),
+        (6e9, 8.0, ["about 7.0 GB are needed, but only 6.0 are free"]),  # both on one disk
+        (9e9, 1.6, ["needs about 1.5 GiB of memory, but the run may use only 1.6"]),
     ],
 )
 def test_what_cannot_fit_is_warned_of(tmp_path, monkeypatch, free, mem_gb, expected):
@@ -223,4 +223,4 @@ def test_disks_are_counted_each_for_itself(tmp_path, monkeypatch):
     (told,) = find_shortages(
         LITTLE, mem_gb=8.0, output_dir=tmp_path / "out", work_dir=tmp_path / "work"
     )
-    assert told.startswith(f"{tmp_path / 'work'}: about 4.0 GB are needed, and 3.5 are free")
+    assert told.startswith(f"{tmp_path / 'work'}: about 4.0 GB are needed, but only 3.5 are free")

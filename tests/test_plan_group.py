@@ -417,7 +417,7 @@ def test_a_detector_is_not_applied_otherwise_than_its_controls_were_scored(card,
 @pytest.mark.parametrize("name", ["direction", "score_fwhm"])
 def test_a_detector_that_does_not_tell_its_direction_is_refused(card, name):
     del card.parameters[name]
-    with pytest.raises(UnusableDataError, match=r"mri2pet 0\.2, does not tell in which"):
+    with pytest.raises(UnusableDataError, match=r"mri2pet 0\.2, does not record in which"):
         resolve_detectors(settings_of(), card)
 
 

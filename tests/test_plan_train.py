@@ -122,15 +122,15 @@ SEEING = replace(SMALL, condition=TISSUE_SPEC)
         (SEEING, TISSUE_SPEC, ""),
         (TISSUE_SPEC, TISSUE_SPEC, ""),
         (TISSUE_SPEC, SEEING, ""),
-        (TISSUE_SPEC, SMALL, "it is a tissue model, no network; give --condition tissue"),
+        (TISSUE_SPEC, SMALL, "it is a tissue model, not a network; give --condition"),
         (SMALL, TISSUE_SPEC, "it has no tissue model; name networks"),
-        (SMALL, SEEING, "only one of them sees a tissue model; run without --condition tissue"),
-        (SEEING, SMALL, "only one of them sees a tissue model; run with --condition tissue"),
-        (replace(SMALL, width=3), SMALL, "its width is 3, the row's 2; give --width 3"),
-        (replace(SMALL, n_blocks=2), SMALL, "it has 2 residual blocks, the row 1; choose another"),
-        (MODELS["patch3d-gan-mse"], SMALL, "it is 3D-patch, the row semi-3D"),
-        (replace(SMALL, tiling=SingleSlices()), SMALL, "it is 2D, the row semi-3D"),
-        (replace(SMALL, tiling=SliceTriplets(axes="PL")), SMALL, "its slices are turned"),
+        (SMALL, SEEING, "only one of them is given a tissue model; run without --condition"),
+        (SEEING, SMALL, "only one of them is given a tissue model; run with --condition"),
+        (replace(SMALL, width=3), SMALL, "its width is 3, not 2; give --width 3"),
+        (replace(SMALL, n_blocks=2), SMALL, "it has 2 residual blocks, not 1; choose another"),
+        (MODELS["patch3d-gan-mse"], SMALL, "it is 3D-patch, but the row is semi-3D"),
+        (replace(SMALL, tiling=SingleSlices()), SMALL, "it is 2D, but the row is semi-3D"),
+        (replace(SMALL, tiling=SliceTriplets(axes="PL")), SMALL, "its slices are oriented"),
     ],
 )
 def test_a_row_goes_on_from_what_is_built_alike(study, initial, row, words):
@@ -149,7 +149,9 @@ def test_nobody_is_left_out_whom_the_initial_generator_has_seen(study):
     here, put = study
     put(SMALL, dataset="ellipsoids")
     choose_initial("before", here, {"row": SMALL}, ["02"], sloppy=False)
-    with pytest.raises(UnusableDataError, match=r"has seen sub-01, .*--exclude-participant-label"):
+    with pytest.raises(
+        UnusableDataError, match=r"trained on sub-01, .*--exclude-participant-label"
+    ):
         choose_initial("before", here, {"row": SMALL}, ["01", "02"], sloppy=False)
 
 
@@ -158,7 +160,7 @@ def test_an_initial_generator_is_not_replaced_and_tissue_is_a_condition(study):
     put(SMALL)
     with pytest.raises(UsageError, match="this run would replace it; copy"):
         choose_initial("before", here, {"before": SMALL}, [], sloppy=False)
-    with pytest.raises(UsageError, match=r"--init tissue: networks start .* by --condition tissue"):
+    with pytest.raises(UsageError, match=r"--init tissue: networks are .* by --condition tissue"):
         choose_initial("tissue", here, {"row": SMALL}, [], sloppy=False)
     with pytest.raises(MissingInputError, match="--init nobody: no folder"):
         choose_initial("nobody", here, {"row": SMALL}, [], sloppy=False)
@@ -389,7 +391,9 @@ def test_a_table_holds_what_rests_on_the_images_and_folds_of_this_run(
     assert {record.model for record in records} == expected
     assert len(records) == 7 * len(expected)
     assert len(notes) == 1 - len(mine)
-    assert all(note.startswith("semi3d-gan: not in the table, it was cross-") for note in notes)
+    assert all(
+        note.startswith("semi3d-gan: not in the table, because it was cross-") for note in notes
+    )
 
 
 def test_scores_that_do_not_tell_what_they_rest_on_are_in_no_table(tmp_path):
@@ -407,7 +411,7 @@ def test_a_row_of_which_a_fold_has_no_scores_is_in_no_table(tmp_path):
     records_path(study, "tissue", 2).unlink()
     assert gather_records(study, folds) == (
         [],
-        ["tissue: not in the table, scores of a fold are missing"],
+        ["tissue: not in the table, because scores of a fold are missing"],
     )
 
 

@@ -195,7 +195,7 @@ def read_checks(paths: Iterable[Path]) -> list[CheckedPet]:
             rows += [CheckedPet(**row) for row in read_json(path)["checked"]]
         except (KeyError, TypeError) as error:
             raise UnusableDataError(
-                f"{path}: not what a fold sees of PET ({error}); delete it, and run again"
+                f"{path}: not a fold's comparison of PET ({error}); delete it, and run again"
             ) from error
     return rows
 
@@ -367,7 +367,7 @@ def _describe_first(patient: ImageClusters) -> str:
     size = f"{first.volume / 1000:.1f} cm³"
     if first.overlap is None:
         return f"{place}, {size}"
-    hit = f"{first.overlap / 1000:.1f} cm³ of it lesion" if first.overlap else "not in a lesion"
+    hit = f"{first.overlap / 1000:.1f} cm³ of it in lesions" if first.overlap else "not in a lesion"
     return f"{place}, {size}, {hit}"
 
 
@@ -614,12 +614,12 @@ def _describe_lost_lesions(seen: Sequence[ImageClusters]) -> list[str]:
     """Describe lesions that are in no curve: outside the grid, or not covered by the PET."""
     counts = {image.subject: image.not_covered for image in seen if image.not_covered}
     uncovered = [
-        f"sub-{label}: {count} lesion(s) lie where the PET does not cover the brain; in no curve"
+        f"sub-{label}: {count} lesion(s) are not covered by the PET, and not included in any curve"
         for label, count in sorted(counts.items())
     ]
     lost = {image.subject for image in seen if image.lesions == 0 and not image.not_covered}
     return uncovered + [
-        f"sub-{label}: its mask of lesions marks no voxel of the grid; in no curve"
+        f"sub-{label}: its lesion mask marks no voxel of the grid; not included in any curve"
         for label in sorted(lost)
     ]
 

@@ -142,7 +142,7 @@ def _mask_graphs(
         ):
             path.unlink(missing_ok=True)  # from an earlier run
             sidecar: Sidecar = {
-                "Description": f"Lesions as {mask.path.name} has them, in {place}",
+                "Description": f"Lesions of {mask.path.name}, resampled to {place}",
                 "Sources": [drawn, *(_uri(study, path) for path in transforms)],
                 "Type": "Lesion",
                 **space,

@@ -362,7 +362,7 @@ def _report_again(selection: Selection, settings: Settings, console: Console) ->
     ]
     if not subjects:
         raise MissingInputError(
-            f"{output_dir}: holds no results of these participants; run without --reports-only"
+            f"{output_dir}: contains no results of these participants; run without --reports-only"
         )
     if settings.dry_run:
         console.close(

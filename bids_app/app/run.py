@@ -102,24 +102,24 @@ def _refuse_bytes(folder: Path) -> None:
         str(folder).encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{folder}: its name holds bytes that are no UTF-8, which ITK cannot open; rename it"
+            f"{folder}: its name is not valid UTF-8, so ITK cannot open it; rename it"
         ) from error
 
 
 def _refuse_work(work: Path, settings: Settings) -> None:
     """Check that the files of a work folder would not be mixed with data or results."""
     out, raw = settings.output_dir, settings.bids_dir
-    advice = "choose another --work-dir, a folder of its own"
+    advice = "choose a separate folder for --work-dir"
     inside = place_in(out, work)
     if inside == ():
         raise UsageError(f"{work}: is the output folder; {advice}")
     if inside is None and place_in(raw, work) is not None:
         raise UsageError(f"{work}: is inside the input dataset; {advice}")
     if inside and (inside[0].startswith("sub-") or inside[0] in KEPT):
-        raise UsageError(f"{work}: is inside {out / inside[0]}, where results lie; {advice}")
+        raise UsageError(f"{work}: is inside {out / inside[0]}, a folder of results; {advice}")
     for folder, kind in ((out, "output"), (raw, "input")):
         if place_in(work, folder) is not None:
-            raise UsageError(f"{work}: holds the {kind} folder; {advice}")
+            raise UsageError(f"{work}: contains the {kind} folder; {advice}")
 
 
 def _refuse_unwritable(folder: Path) -> None:
@@ -155,8 +155,8 @@ def describe_old_work(settings: Settings) -> list[str]:
     if settings.work_dir is not None or not any((old / name).is_dir() for name in OLD_GRAPHS):
         return []
     return [
-        f"{old}: intermediate files of version 0.1, which this one does not use (its own are in "
-        f"{work_dir_of(settings)}); delete it"
+        f"{old}: contains intermediate files of version 0.1, which this version does not use (its "
+        f"own are in {work_dir_of(settings)}); delete it"
     ]
 
 
@@ -183,8 +183,8 @@ def refuse_without_results(settings: Settings, flag: str) -> None:
     """
     if not (settings.output_dir / RESULTS[settings.level]).is_file():
         raise MissingInputError(
-            f"{settings.output_dir}: holds no results of the {settings.level} level; run without "
-            f"{flag}"
+            f"{settings.output_dir}: contains no results of the {settings.level} level; run "
+            f"without {flag}"
         )
 
 
@@ -302,10 +302,10 @@ def read_plugin(path: Path | None) -> Mapping[str, object] | None:
     try:
         text = read_text(path, LARGEST_PLUGIN)
         if not text or max(text.count(sign) for sign in "[{") > MOST_BRACKETS:
-            raise UsageError(f"{path}: empty, or too large for a file of --use-plugin; correct it")
+            raise UsageError(f"{path}: empty, or too large for a --use-plugin file; correct it")
         content = yaml.safe_load(text)  # also reads JSON
     except RecursionError as error:
-        raise UsageError(f"{path}: lists in lists without end; correct it") from error
+        raise UsageError(f"{path}: lists are nested too deeply; correct it") from error
     except (ReadWriteError, UnusableDataError) as error:
         raise UsageError(f"{error}") from error
     except (ValueError, TypeError, yaml.YAMLError) as error:
@@ -315,7 +315,7 @@ def read_plugin(path: Path | None) -> Mapping[str, object] | None:
         raise UsageError(f"{path}: names no plugin; write plugin: SLURM and plugin_args: …")
     arguments = content.get("plugin_args") or {}
     if not isinstance(arguments, dict):
-        raise UsageError(f"{path}: plugin_args is no mapping; write names and values below it")
+        raise UsageError(f"{path}: plugin_args is not a mapping; write names and values below it")
     return content | {"plugin_args": arguments}
 
 
@@ -408,7 +408,7 @@ def report_again(settings: Settings, console: Console, report: Callable[[], list
     """
     path = settings.output_dir / f"{settings.level}.html"
     if settings.dry_run:
-        console.close(f"mri2pet: the report would be written; it is {path}")
+        console.close(f"mri2pet: the report would be written to {path}")
         return DONE
     problems = report()
     console.close(f"mri2pet: reports written, {len(problems)} failed; see {path}")
@@ -515,7 +515,10 @@ def hold(
         for folder, names in places.items():
             claim = claimed(folder, names, command=run_record.command, date=run_record.date)
             if not stack.enter_context(claim):
-                console.warn(f"{folder}: its disk knows no locks; start no second run into it")
+                console.warn(
+                    f"{folder}: its file system does not support locks; do not start a second run "
+                    "there"
+                )
         remove_partials(settings.output_dir)
         for name in KEPT:
             remove_partials(settings.output_dir / name, below=True)

@@ -26,7 +26,7 @@ Check = Callable[[], str]
 IMPORTS = """
 import importlib, sys
 for name in sys.argv[1:]:
-    print(name, "ends Python", sep="\\t", flush=True)
+    print(name, "crashes Python", sep="\\t", flush=True)
     try:
         importlib.import_module(name)
         said = ""
@@ -84,9 +84,9 @@ def check_threads() -> str:
     sentence = " and ".join(f"{count} of {library}" for library, count in counts.items())
     if max(counts.values()) > limit:
         raise UnusableDataError(
-            f"{sentence}, where a step may have {limit}: they do not respect the limit"
+            f"{sentence}, but a step may use {limit}: they do not respect the limit"
         )
-    return f"{sentence}, where a step may have {limit}"
+    return f"{sentence}; a step may use {limit}"
 
 
 def check_generators() -> str:
@@ -96,10 +96,10 @@ def check_generators() -> str:
 
     folders = sorted(path.parent for path in SHIPPED.glob("*/card.json"))
     if not folders:
-        raise UnusableDataError(f"{SHIPPED}: no generator is there; install mri2pet again")
+        raise UnusableDataError(f"{SHIPPED}: contains no generator; install mri2pet again")
     for folder in folders:
         check_weights(folder, read_card(folder))
-    return f"weights of {', '.join(folder.name for folder in folders)} are as their cards say"
+    return f"weights of {', '.join(folder.name for folder in folders)} match their cards"
 
 
 def check_lpips() -> str:
@@ -111,8 +111,8 @@ def check_lpips() -> str:
 
     if not load_lpips(Path(place)).is_published:
         raise UnusableDataError(
-            f"{place}: has not the checksum of the published weights, so that LPIPS would not be "
-            "that of others; get them by mri2pet-fetch --lpips"
+            f"{place}: does not have the checksum of the published weights, so LPIPS would not be "
+            "comparable; get them with mri2pet-fetch --lpips"
         )
     return f"{place} has the published checksum"
 
@@ -190,7 +190,7 @@ def _run(
 def _refuse_failure(name: str, run: subprocess.CompletedProcess[str]) -> None:
     if run.returncode:
         last = " ".join(run.stderr.split("\n")[-LAST_LINES - 1 :]).strip()
-        raise UnusableDataError(f"{name} ended with {run.returncode}: {last}")
+        raise UnusableDataError(f"{name} ended with exit code {run.returncode}: {last}")
 
 
 def _call(module: str, *words: str) -> None:

@@ -203,7 +203,7 @@ def refuse_few(names: Sequence[str], people: Sequence[str], folds: int) -> None:
     if number < FEWEST_CONTROLS:
         raise UnusableDataError(
             f"{number} control(s) with T1w and PET are too few to train any generator; "
-            f"add controls, {FEWEST_CONTROLS} at least"
+            f"add controls, to at least {FEWEST_CONTROLS}"
         )
     networks = [name for name in names if name != TISSUE]
     if number < FEWEST_FOR_NETWORKS and networks:
@@ -213,7 +213,7 @@ def refuse_few(names: Sequence[str], people: Sequence[str], folds: int) -> None:
         )
     if 1 < folds <= number and number - -(-number // folds) < FEWEST:
         raise UnusableDataError(
-            f"{number} controls dealt out to --folds {folds} leave a fold fewer than {FEWEST} to "
+            f"{number} controls divided into --folds {folds} leave a fold fewer than {FEWEST} to "
             f"train on; give --folds {number}, or add controls"
         )
 
@@ -232,7 +232,7 @@ def _refuse_twins(images: Sequence[StoredImage]) -> None:
         if other != image.participant:
             raise UnusableDataError(
                 f"sub-{other} and sub-{image.participant} have the same T1w and PET, voxel by "
-                "voxel, so that one would be scored by a generator that has seen both; give "
+                "voxel, so one would be scored by a generator trained on the other; give "
                 f"--exclude-participant-label {image.participant}"
             )
 

@@ -163,7 +163,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
         raise _no_controls_error(notes, failed, problems)
     warnings = compare_versions(_versions(chosen), version, advice=ANEW)
     _refuse_mixed_scales(chosen)
-    warnings += [f"{gap}; no tile of training touches that" for gap in _describe_gaps(chosen)]
+    warnings += [f"{gap}; no training tile includes that part" for gap in _describe_gaps(chosen)]
     unknown, remarks = _unmatched(settings, queried)
     return Subjects(
         tuple(chosen),
@@ -329,8 +329,8 @@ def _describe_verdicts(used: Sequence[Participant]) -> list[str]:
             unknown.append(f"sub-{participant.label}")
     if unknown:
         notes.append(
-            f"{', '.join(dict.fromkeys(unknown))}: it is unknown whether their registration can "
-            "be trusted, since an earlier version of mri2pet has made them; look at their reports"
+            f"{', '.join(dict.fromkeys(unknown))}: it is unknown whether the registrations can be "
+            "trusted, because an earlier version of mri2pet made them; look at the reports"
         )
     return notes
 
@@ -367,8 +367,8 @@ def _describe_stale(settings: Settings) -> list[str]:
     if not odd:
         return []
     return [
-        f"{raw}: says otherwise of {name_some(odd)} than {out}, which is "
-        "used; run the participant level again: what is complete is not computed again"
+        f"{raw}: differs from {out} for {name_some(odd)}, and the latter is used; to update it, "
+        "run the participant level again, which does not repeat what is complete"
     ]
 
 
@@ -440,9 +440,11 @@ def _describe_other_visits(
         elif visit != used[visit.subject]:
             later = visits.index(used[visit.subject]) > visits.index(visit)
             preferred = (
-                "a later session, with a synthetic PET too," if later else "an earlier session"
+                "a later session, which also has a synthetic PET,"
+                if later
+                else "an earlier session"
             )
-            notes.append(f"{label_of(visit)}: not used, {preferred} of this participant is")
+            notes.append(f"{label_of(visit)}: not used, {preferred} is used instead")
     return notes
 
 
@@ -468,7 +470,9 @@ def _controls(
     in_trouble = {problem.subject for problem in problems}
     for control in chosen:
         if _rank(control) == 0 and control.label not in in_trouble:
-            why = "no real PET, and the generator of the synthetic one was trained on it"
+            why = (
+                "no real PET, and the generator of its synthetic PET was trained on the participant"
+            )
             why = why if control.visit in errors else "neither real nor synthetic PET"
             notes.append(f"sub-{control.label}: not used, {why}")
     notes += _describe_absent(labels, visits, failed, early)
@@ -514,12 +518,12 @@ def _patients(
     ]
     for label in sorted(set(labels) - found):
         why, code = (
-            f"without a PET on this grid{in_sessions}; run the participant level on it",
+            f"without a PET on this grid{in_sessions}; run the participant level for this patient",
             MISSING,
         )
         if label in failed:
-            why, code = "whose registration has failed, so that no map is made; mend it", UNUSABLE
-        problems.append(Problem(label, f"sub-{label}: a patient {why}, or exclude it", code))
+            why, code = "whose registration has failed, so no map is made; correct it", UNUSABLE
+        problems.append(Problem(label, f"sub-{label}: a patient {why}, or exclude them", code))
     notes = [*chain(*failed.values())]
     notes += [note for visit in visits if visit.subject in found for note in _describe_pets(visit)]
     return chosen, notes, [*early, *problems]
@@ -531,8 +535,8 @@ def _describe_pets(visit: Preprocessed) -> list[str]:
         return [f"{label_of(visit)}: not used, no real PET"]
     if len(sessions) < len(visit.pets):
         return [
-            f"{label_of(visit)}: each PET has a map and a table; clusters.tsv and curves tell of "
-            "the first of a session"
+            f"{label_of(visit)}: each PET has a map and a table, but clusters.tsv and curves "
+            "contain only the first PET of a session"
         ]
     return []
 
@@ -581,9 +585,9 @@ def _synthetic(
         if not has_trained_on(metadata, str(metadata.get("GeneratorSHA256", ""))):
             return unseen, replace(maker, sha256="")
     raise _SeenError(
-        f"{visit.synthetic}: made by generator {name}, which was trained on this participant, and "
-        f"{unseen} by a fold that left it out is not there; it is not used; train {name} on this "
-        "session, or synthesize with a generator that has not seen it"
+        f"{visit.synthetic}: not used, since generator {name} was trained on this participant, and "
+        f"{unseen}, by the fold without the participant, does not exist; train {name} on this "
+        "session, or synthesize with a generator that was not trained on this participant"
     )
 
 
@@ -597,7 +601,7 @@ def _read_synthetic(path: Path, level: str) -> dict[str, object]:
     metadata = read_json(sidecar)
     if metadata.get("Synthetic") is not True:
         raise UnusableDataError(
-            f"{sidecar}: does not say Synthetic, but the image is named as a synthetic one; {again}"
+            f"{sidecar}: Synthetic is not true, but the image is named as a synthetic one; {again}"
         )
     return metadata
 
@@ -618,7 +622,7 @@ def _unmatched(
     """
     is_group = settings.level == "group"
     query = "--patient-query" if is_group else "--control-query"
-    neither = "neither control nor patient" if is_group else "no control"
+    neither = "neither a control nor a patient" if is_group else "not a control"
     problems, notes = list[Problem](), list[str]()
     for label in settings.participant_label:
         if label in controls:
@@ -627,12 +631,11 @@ def _unmatched(
             )
         elif label not in selected:
             sentence = (
-                f"sub-{label}: not among those that {query} selects; correct "
-                "--participant-label or the query"
+                f"sub-{label}: not selected by {query}; correct --participant-label or the query"
             )
             problems.append(Problem(label, sentence, MISSING))
     notes += [
-        f"sub-{label}: to be excluded, but {neither}"
+        f"sub-{label}: to be excluded, but is {neither}"
         for label in settings.exclude_participant_label
         if label not in controls and label not in selected
     ]
@@ -686,6 +689,6 @@ def _refuse_both(labels: Collection[str]) -> None:
     if labels:
         names = ", ".join(f"sub-{label}" for label in sorted(labels))
         raise UnusableDataError(
-            f"participants.tsv: {names} would be control and patient at once; correct "
+            f"participants.tsv: {names} would be both control and patient; correct "
             "--control-query or --patient-query"
         )

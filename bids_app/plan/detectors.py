@@ -67,8 +67,8 @@ CLUSTERS = "clusters"  # folder of the clusters of all images, in the work folde
 CHECKS = "checks"  # folder of the comparisons of synthetic with real PET, there
 GENERATORS = "synthetic_generators"  # key among a card's parameters
 INTENDED_USE = (
-    "Mapping what is unlike healthy controls in FDG PET that were scanned and prepared as those "
-    "of the training set; for research. No basis for decisions about a patient."
+    "Mapping deviations from healthy controls in FDG PET acquired and preprocessed like the "
+    "training set. For research only; not a basis for decisions about a patient."
 )
 
 
@@ -104,8 +104,8 @@ def resolve_detectors(settings: Settings, card: DetectorCard | None) -> Settings
     direction, fwhm = card.parameters.get("direction"), card.parameters.get("score_fwhm")
     if direction not in DIRECTIONS or not isinstance(fwhm, (int, float)):
         raise UnusableDataError(
-            f"{settings.detector}: its card, of mri2pet {card.version}, does not tell in which "
-            "direction uptake is abnormal, and how scores were smoothed; train it again"
+            f"{settings.detector}: its card, of mri2pet {card.version}, does not record in which "
+            "direction uptake is abnormal and how scores were smoothed; train it again"
         )
     channels = _channels_of(card)
     options = (settings.direction, settings.score_smoothing, settings.channels)
@@ -113,8 +113,8 @@ def resolve_detectors(settings: Settings, card: DetectorCard | None) -> Settings
     if any(option not in (None, value) for option, value in zip(options, recorded, strict=True)):
         raise UnusableDataError(
             f"{settings.detector}: was made with --direction {direction} --score-smoothing "
-            f"{fwhm:g} --channels {channels}, for which its held-out controls were scored, too; "
-            "leave these options out, or train it again"
+            f"{fwhm:g} --channels {channels}, as were the scores of its held-out controls; leave "
+            "these options out, or train it again"
         )
     return replace(
         settings,
@@ -422,7 +422,7 @@ def _usable_by(detector: str, cohort: Subjects) -> tuple[Subjects, list[str]]:
     if not kept.patients:
         raise UnusableDataError(
             f"detector {detector}: no patient has a synthetic PET; run the participant level on "
-            "them without --stage preprocess"
+            "patients without --stage preprocess"
         )
     return kept, [
         f"sub-{subject.label}: not used by {detector}, no synthetic PET"
@@ -475,7 +475,7 @@ def refuse_card(
     detectors = _detectors_to_apply(card, settings)
     if not detectors:
         raise UnusableDataError(
-            f"{folder}: holds {', '.join(card.detectors)}; choose --detectors of those"
+            f"{folder}: contains {', '.join(card.detectors)}; choose --detectors from these"
         )
     labels = {control.participant for control in card.controls}
     both = ", ".join(
@@ -483,7 +483,7 @@ def refuse_card(
     )
     if both and _is_of_dataset(folder, card, settings.output_dir):
         raise UnusableDataError(
-            f"{folder}: was trained on {both}, who would be a patient now; correct --patient-query"
+            f"{folder}: was trained on {both}, now selected as patients; correct --patient-query"
         )
     for detector in needing_synthetic(detectors):
         _refuse_other_generators(detector, folder, card, patients)
@@ -511,8 +511,8 @@ def _refuse_other_generators(
         if digests is None or (digests and maker.sha256 and maker.sha256 not in digests):
             raise UnusableDataError(
                 f"{patient.synthetic}: made by generator {maker.name}, but {detector} in {folder} "
-                "compares with controls whose synthetic PET another one made; synthesize with the "
-                "same generator, or choose other --detectors"
+                "compares with controls whose synthetic PET was made by another; synthesize with "
+                "the same generator, or choose other --detectors"
             )
 
 
@@ -651,8 +651,8 @@ def _describe_namesakes(
         return []
     return [
         f"{folder}: was trained on {', '.join(both)} of the dataset {card.dataset!r}, who are "
-        "taken for others than the patients of these labels; if the dataset was only renamed, "
-        "their maps show too little"
+        "assumed to be different people from the patients with these labels; if the dataset was "
+        "only renamed, their maps may miss abnormalities"
     ]
 
 
@@ -661,11 +661,9 @@ def _describe_not_applied(folder: Path, card: DetectorCard, settings: Settings) 
     absent = [detector for detector in settings.detectors if detector not in card.detectors]
     notes = []
     if absent:
-        notes.append(f"{folder}: holds no {' and no '.join(absent)}, so no map of it")
+        notes.append(f"{folder}: contains no {' and no '.join(absent)}, so no such map is made")
     if settings.training_set not in (Settings.training_set, (card.name,)):
-        notes.append(
-            f"{folder}: was trained on {card.name}, and --training-set does not change that"
-        )
+        notes.append(f"{folder}: was trained on {card.name}, which --training-set does not change")
     return notes
 
 
@@ -675,9 +673,9 @@ def _describe_other_clusters(card: DetectorCard, settings: Settings) -> list[str
         "min_cluster_size": settings.min_cluster_size,
     }
     return [
-        f"--{name.replace('_', '-')} is {value:g}, but was {card.parameters.get(name)} where the "
+        f"--{name.replace('_', '-')} is {value:g}, but was {card.parameters.get(name)} when the "
         "clusters of controls were counted: expected_in_control and false clusters per control do "
-        "not fit"
+        "not apply"
         for name, value in wanted.items()
         if card.parameters.get(name) != value
     ]

@@ -330,8 +330,8 @@ def find_shortages(
     shortages = []
     if OVERHEAD_MEMORY + estimate.memory_gb > mem_gb:
         shortages.append(
-            f"the largest step needs about {estimate.memory_gb:.1f} GiB of memory, and the run may "
-            f"use {mem_gb:g}: it may be killed; give it more, and say so with --mem-gb"
+            f"the largest step needs about {estimate.memory_gb:.1f} GiB of memory, but the run may "
+            f"use only {mem_gb:g}, so it may be killed; give it more, and set --mem-gb"
         )
     needed: dict[int, float] = {}
     places: dict[int, tuple[list[str], float]] = {}
@@ -342,7 +342,7 @@ def find_shortages(
     for disk, (folders, free_gb) in places.items():
         if needed[disk] > free_gb:
             shortages.append(
-                f"{' and '.join(folders)}: about {needed[disk]:.1f} GB are needed, and "
+                f"{' and '.join(folders)}: about {needed[disk]:.1f} GB are needed, but only "
                 f"{free_gb:.1f} are free; make room, or choose another folder or --work-dir"
             )
     return shortages

@@ -137,12 +137,12 @@ def choose_training_images(
     if training_set != "synthetic" and not real:
         raise UnusableDataError(
             f"training set {training_set}: no control has a real PET; run the participant level "
-            "on some, or choose --training-set synthetic"
+            "on some who have one, or choose --training-set synthetic"
         )
     if training_set != "real" and not synthetic:
         raise UnusableDataError(
             f"training set {training_set}: no control without a real PET has a synthetic one; run "
-            "the participant level on such, or choose --synthetic-controls all"
+            "the participant level on such controls, or choose --synthetic-controls all"
         )
     parts = {"real": real, "hybrid": [*real, *synthetic], "synthetic": synthetic}
     return parts[training_set]
@@ -159,7 +159,7 @@ def refuse_folds(folds: int, controls: int) -> None:
         If there are fewer controls than folds.
     """
     if folds < FEWEST:
-        raise UsageError(f"--folds {folds}: leaving controls out needs at least {FEWEST}")
+        raise UsageError(f"--folds {folds}: leaving controls out needs at least {FEWEST} folds")
     if controls < folds:
         raise UnusableDataError(
             f"{controls} control(s) with a PET are fewer than --folds {folds}; "
@@ -222,7 +222,7 @@ def split(
         count = len({image.participant for image in training})
         if count < FEWEST:
             raise UnusableDataError(
-                f"fold {number} has {count} control(s) to train on, and needs {FEWEST}; add "
+                f"fold {number} has {count} control(s) to train on, but needs {FEWEST}; add "
                 "controls, or choose more --folds"
             )
         parts.append(Fold(number, training, held_out, seed_of(seed, "encoder", number)))
@@ -393,9 +393,9 @@ def _refuse_unreachable(mask: LesionMask, visit: Preprocessed, template: str) ->
     """
     if _read_native(visit).get("InMNISpace") is True:
         raise UnusableDataError(
-            f"{mask.path}: was drawn on the raw T1w, but the T1w of this visit was taken in MNI "
-            "space, and no transform between the two is known; resample the mask to MNI space, "
-            f"and name it space-{template}"
+            f"{mask.path}: was drawn on the raw T1w, but the preprocessed T1w of this visit is in "
+            "MNI space, and no transform between the two is known; resample the mask to MNI "
+            f"space, and name it space-{template}"
         )
     if not t1w_to_template(visit).is_file():
         raise _absent(t1w_to_template(visit))
@@ -410,12 +410,12 @@ def _read_native(visit: Preprocessed) -> Json:
 def _describe_mask(visit: Preprocessed, mask: LesionMask | None) -> str:
     label = label_of(visit)
     if mask is None:
-        return f"{label}: no mask of lesions; in no curve"
+        return f"{label}: no lesion mask, so not included in any curve"
     if mask.in_template:
         manner, app = "resampled", None
     else:
-        manner, app = "carried from the T1w", _read_native(visit).get("TakenFrom")
-    doubt = f"; that T1w was taken from {app}: check that the mask lies on it" if app else ""
+        manner, app = "resampled from the T1w", _read_native(visit).get("TakenFrom")
+    doubt = f"; this T1w was taken from {app}: check that the mask fits it" if app else ""
     return f"{label}: lesions are those of {mask.path.name}, {manner} to the grid{doubt}"
 
 
@@ -440,8 +440,8 @@ def check_atlas(settings: Settings) -> tuple[str, ...]:
         return notes
     return (
         *notes,
-        f"{image.name}: drawn on {drawn[1]}, images lie on {settings.template}; near its borders, "
-        "a region's name may be that of its neighbour",
+        f"{image.name}: was drawn on {drawn[1]}, but images are on {settings.template}; near the "
+        "borders of a region, its neighbour may be named instead",
     )
 
 
@@ -486,7 +486,7 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
             problems.append(_problem(person.visit, fault))
             continue
         notes += [
-            f"sub-{person.label}: {sentence}; what its PET should be there is extrapolated"
+            f"sub-{person.label}: {sentence}; its expected PET is an extrapolation"
             for sentence in beyond_controls(cells[person.label], description)
         ]
     return replace(
@@ -513,8 +513,8 @@ def _description_of(settings: Settings, card: DetectorCard) -> Description:
     if settings.covariates and set(settings.covariates) != set(description):
         names = ", ".join(description) if description else "none"
         raise UnusableDataError(
-            f"{settings.detector}: takes these covariates out: {names}; leave --covariates out, or "
-            "train it again"
+            f"{settings.detector}: was trained with other covariates ({names}); leave --covariates "
+            "out, or train it again"
         )
     return description
 
@@ -530,7 +530,7 @@ def _with_cells(
             kept.append(person)
             continue
         error = UnusableDataError(
-            f"participants.tsv has n/a under {', '.join(absent)}, which --covariates names; fill "
+            f"participants.tsv has n/a in {', '.join(absent)}, which --covariates names; fill "
             "it in, or leave the covariate out"
         )
         problems.append(_problem(person.visit, error))
@@ -559,7 +559,8 @@ def refuse_few_beside(cohort: Subjects, folds: Sequence[Fold]) -> None:
         number = len({image.participant for image in fold.training})
         if number < size + FEWEST_BESIDE:
             raise UnusableDataError(
-                f"--covariates {' '.join(cohort.description)}: {size} number(s) cannot be taken "
-                f"out by the {number} controls of fold {fold.number}, {size + FEWEST_BESIDE} are "
-                "needed; leave covariates out, choose more --folds, or add controls"
+                f"--covariates {' '.join(cohort.description)}: the {number} controls of fold "
+                f"{fold.number} are too few for a regression on {size} column(s), "
+                f"{size + FEWEST_BESIDE} are needed; leave covariates out, choose more --folds, or "
+                "add controls"
             )

@@ -114,8 +114,8 @@ def _check_t1w(t1w: Scan, orientation: str) -> Header:
     header = nifti.inspect(t1w.used, orientation=_confirmed_orientation(t1w, orientation))
     if len(header.shape) != VOLUME_AXES:
         raise UnusableDataError(
-            f"{t1w.used}: {header.shape[3]} volumes, where a T1w has one; average or choose one of "
-            "them"
+            f"{t1w.used}: has {header.shape[3]} volumes, but a T1w has one; average them, or "
+            "choose one"
         )
     return header
 
@@ -163,7 +163,7 @@ def _check_durations(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
 def _check_frames(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
     if any(frame >= frames for frame in chosen):
         raise UnusableDataError(
-            f"{pet.used}: has {frames} frames, from 0 on, and no frame {max(chosen)}; change "
+            f"{pet.used}: has {frames} frames, counted from 0, but no frame {max(chosen)}; change "
             "--pet-frames"
         )
 
@@ -282,7 +282,7 @@ def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
     if not t1ws:
         names = " or ".join(name for name, _, _ in apps)
         note = (
-            f"{names} has no preprocessed T1w with a brain mask of {label_of(visit)}, which is "
+            f"{names} has no preprocessed T1w with a brain mask of {label_of(visit)}, so both are "
             "computed from the raw images"
         )
         return replace(visit, notes=(*visit.notes, note))
@@ -329,28 +329,27 @@ def _check_derived_t1w(t1w: Derived) -> None:
     """Check that a T1w has one volume, and that its brain mask lies on its grid."""
     shape = nifti.inspect(t1w.image).shape
     if len(shape) != VOLUME_AXES:
-        raise UnusableDataError(f"{t1w.image}: {shape[3]} volumes, where a T1w has one; {AGAIN}")
+        raise UnusableDataError(f"{t1w.image}: has {shape[3]} volumes, but a T1w has one; {AGAIN}")
     mask = t1w.brain_mask
     if mask is not None and not nifti.lies_on(mask, nifti.read_grid(t1w.image)):
         raise UnusableDataError(
-            f"{mask}: lies on another grid than {t1w.image.name}, whose brain it should mark; "
-            f"{AGAIN}"
+            f"{mask}: lies on another grid than {t1w.image.name}, whose brain mask it is; {AGAIN}"
         )
 
 
 def _describe_t1w(t1w: Derived, visit: Visit, template: str) -> str:
     is_of_session = visit.session is None or f"_ses-{visit.session}_" in t1w.image.name
-    app = t1w.app if is_of_session else f"{t1w.app}, which has made one T1w of all sessions"
+    app = t1w.app if is_of_session else f"{t1w.app}, which made one T1w from all sessions"
     if t1w.in_template:
         mask = "" if t1w.brain_mask is None else " and its brain mask"
-        return f"T1w in MNI space{mask} is taken from {app}, and not registered any further"
+        return f"T1w in MNI space{mask} is taken from {app}, and is not registered again"
     if t1w.forward is not None:
         return f"T1w, brain mask and transforms to {template} are taken from {app}"
     templates = [name for name in t1w.templates if name != template]
     others = f" (there are some to {', '.join(templates)})" if templates else ""
     return (
         f"T1w and brain mask are taken from {app}; it has no transforms to {template} and "
-        f"back{others}, so that the T1w is registered to it"
+        f"back{others}, so the T1w is registered to this template"
     )
 
 
@@ -360,16 +359,16 @@ def _describe_pets(
     """Describe which PETs were taken from other apps, and which were expected, but not found."""
     for pet, header in pets:
         if pet.derived is not None:
-            yield f"{pet.path.name}: is taken from {pet.derived.app}, on the T1w"
+            yield f"{pet.path.name}: is taken from {pet.derived.app}, in T1w space"
             if chosen and _is_one_volume(pet, header):
                 yield (
-                    f"{pet.path.name}: {pet.derived.app} has made one volume of it, which is used "
+                    f"{pet.path.name}: {pet.derived.app} has made a single volume, which is used "
                     "as it is; --pet-frames does not apply to it"
                 )
         elif names := [name for name, _, _ in apps if name in WITH_PET]:
             yield (
-                f"{pet.path.name}: {' or '.join(names)} has no preprocessed PET of it on the T1w "
-                "that is used, so that the raw PET is registered"
+                f"{pet.path.name}: {' or '.join(names)} has no preprocessed version on the T1w "
+                "that is used, so the raw PET is registered"
             )
 
 
@@ -716,8 +715,8 @@ def refuse_unprepared(plan: VisitPlan, run: ParticipantPlan) -> None:
     _refuse_unfinished([t1w, *(pet.in_template for pet in plan.paths.pets)], plan)
     if not _is_trusted(t1w):
         raise UnusableDataError(
-            f"{t1w}: its registration failed, as its sidecar says; no PET is predicted from it. "
-            "Look at the report, and at the raw T1w and its header"
+            f"{t1w}: its registration failed, as its sidecar says, so no PET is predicted from it; "
+            "look at the report, and at the raw T1w and its header"
         )
 
 

@@ -104,19 +104,21 @@ def resolve_grid(settings: Settings) -> tuple[Settings, list[str]]:
     grids = "; ".join(_describe_grid(candidate) for candidate in known)
     choose = "choose one with --template, --resolution and --bounding-box"
     if len(fitting) > 1:
-        raise UsageError(f"{settings.output_dir}: holds images on several grids: {grids}; {choose}")
+        raise UsageError(
+            f"{settings.output_dir}: contains images on several grids: {grids}; {choose}"
+        )
     if known and not fitting:
         grid = f"{settings.template} at {settings.grid_resolution:g} mm"
         grid += " is on this grid" if settings.level == "group" else ""
         raise MissingInputError(
             f"{settings.output_dir}: no image in {grid}; run the participant level first, or "
-            f"{choose} that is there: {grids}"
+            f"{choose} from these: {grids}"
         )
     if not known:
         return settings, []
     (found,) = fitting
     others = "; ".join(_describe_grid(candidate) for candidate in known if candidate != found)
-    notes = [f"not used, images on another grid: {others}"] if others else []
+    notes = [f"images on another grid are not used: {others}"] if others else []
     if not _is_same_grid(found, settings):
         return found, [f"the grid is that of the images, {_describe_grid(found)}", *notes]
     to_the_digit = found.grid_resolution == settings.grid_resolution

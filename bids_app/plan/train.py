@@ -32,8 +32,8 @@ from bids_app.workflows.training import Fold, ModelPlan, StoredImage
 
 GENERATORS = "generators"
 INTENDED_USE = (
-    "Predicting the FDG PET of healthy controls from their T1w, scanned as the training controls "
-    "were; for research. No basis for decisions about a patient."
+    "Predicting the FDG PET of healthy controls from T1w acquired like those of the training "
+    "controls. For research only; not a basis for decisions about a patient."
 )
 
 
@@ -170,7 +170,7 @@ def choose_initial(
     flag = f"--init {name}"
     if name == TISSUE and not (study.output_dir / GENERATORS / name).is_dir():
         raise UsageError(
-            f"{flag}: networks start from a tissue model by --condition tissue; --init wants "
+            f"{flag}: networks are given a tissue model by --condition tissue; give --init "
             "default, the name of a generator in OUTPUT_DIR/generators, or a folder"
         )
     folder = find_generator(name, study.output_dir, sloppy=sloppy, flag="--init")
@@ -183,15 +183,16 @@ def choose_initial(
             raise UsageError(f"{flag}: cannot start {row}: {other}")
         if folder == (study.output_dir / GENERATORS / row).absolute():
             raise UsageError(
-                f"{flag}: this run would replace it; copy {folder} to another place, and give that"
+                f"{flag}: this run would replace it; copy {folder} elsewhere, and give the copy"
             )
     names = dataset_names(study.output_dir)
     seen = [label for label in people if has_seen(card, label, names, study.output_dir)]
     if seen:
         labels = name_some([f"sub-{label}" for label in seen])
         raise UnusableDataError(
-            f"{flag}: has seen {labels}, who would be scored as if no generator had; leave them "
-            "out with --exclude-participant-label, or choose a generator that has not seen them"
+            f"{flag}: was trained on {labels}, whose scores would not be those of held-out "
+            "controls; leave them out with --exclude-participant-label, or choose a generator "
+            "that was not trained on them"
         )
     return GeneratorChoice(folder, card)
 
@@ -201,23 +202,23 @@ def _difference(initial: Spec, spec: Spec) -> str:
     if isinstance(initial, TissueSpec):
         if isinstance(spec, TissueSpec) or spec.condition is not None:
             return ""
-        return "it is a tissue model, no network; give --condition tissue, or --models tissue"
+        return "it is a tissue model, not a network; give --condition tissue, or --models tissue"
     if isinstance(spec, TissueSpec):
         return "" if initial.condition else "it has no tissue model; name networks with --models"
     theirs, ours = configuration_of(initial), configuration_of(spec)
     word = "with" if initial.condition else "without"
     differences = {
-        f"only one of them sees a tissue model; run {word} --condition tissue": (
+        f"only one of them is given a tissue model; run {word} --condition tissue": (
             (initial.condition is None) is not (spec.condition is None)
         ),
-        f"it is {theirs}, the row {ours}; name others with --models": theirs != ours,
-        "its slices are turned; train without --init": (
+        f"it is {theirs}, but the row is {ours}; name others with --models": theirs != ours,
+        "its slices are oriented differently; train without --init": (
             isinstance(initial.tiling, SliceTriplets) and initial.tiling.axes != SliceTriplets.axes
         ),
-        f"its width is {initial.width}, the row's {spec.width}; give --width {initial.width}": (
+        f"its width is {initial.width}, not {spec.width}; give --width {initial.width}": (
             initial.width != spec.width
         ),
-        f"it has {initial.n_blocks} residual blocks, the row {spec.n_blocks}; choose another": (
+        f"it has {initial.n_blocks} residual blocks, not {spec.n_blocks}; choose another": (
             initial.n_blocks != spec.n_blocks
         ),
     }
@@ -304,9 +305,9 @@ def plan_model(
     ]
     if initial is not None and initial.card.pet_times_mean != times_mean:
         raise UnusableDataError(
-            f"{initial.folder}: was trained on PET of another scale (IntensityScaling); bring the "
-            "controls to it at the participant level, with --paper or without, or choose another "
-            "--init"
+            f"{initial.folder}: was trained on PET on another scale (IntensityScaling); run the "
+            "participant level on controls again, with --paper or without, to get that scale, or "
+            "choose another --init"
         )
     first = None if initial is None else initial.card
     card = card_values(_card(study, name, spec, folds, times_mean=times_mean, initial=first))
@@ -364,11 +365,11 @@ def gather_records(study: Study, folds: Sequence[Fold]) -> tuple[list[ScoreRecor
             continue
         row = _of_row(study, name)
         if row is None:
-            notes.append(f"{name}: not in the table, scores of a fold are missing")
+            notes.append(f"{name}: not in the table, because scores of a fold are missing")
         elif row[0] != bases:
             notes.append(
-                f"{name}: not in the table, it was cross-validated on other images or folds, with "
-                "another smoothing, or by an earlier version; train it again"
+                f"{name}: not in the table, because it was cross-validated on other images or "
+                "folds, with another smoothing, or by an earlier version; train it again"
             )
         else:
             records += row[1]
