@@ -261,16 +261,16 @@ def test_a_header_that_cannot_tell_left_from_right(raw, rng, run):
     add_t1w(raw, "pet", rng)
     forget_orientation(add_pet(raw, "pet", rng))
     said = one_line(run(raw, "--dry-run")[1])
-    assert said.count("cannot tell left from right (") == 2
+    assert said.count("does not define left and right (") == 2
     for name in ("sub-lost_T1w.nii.gz", "sub-pet_trc-18FFDG_pet.nii.gz"):
-        assert f"{name}: its header cannot tell left from right" in said
+        assert f"{name}: its header does not define left and right" in said
     assert "--assume-orientation" in said
     said = one_line(run(raw, "--dry-run", "--assume-orientation", "RAS")[1])
     assert said.count("RAS was assumed") == 2
     assert "Not used" not in said
     code, said = run(raw, "--participant-label", "lost")
     assert code == 65
-    assert "left from right" in said
+    assert "does not define left and right" in said
 
 
 def test_files_that_are_none_take_nobody_else_down(raw, rng, run):
@@ -383,9 +383,9 @@ def test_a_filter_file_that_is_no_json(raw, rng, run, tmp_path):
     ("table", "told"),
     [
         ("participant_id\tgroup\nsub-1\tcontrol\n", "has no row for sub-02; add it"),
-        ("participant_id\tgroup\nsub-1\tcontrol\n", "of sub-01 is spelt otherwise"),
+        ("participant_id\tgroup\nsub-1\tcontrol\n", "of sub-01 is spelt differently"),
         ("participant_id\tg\nsub-01\ta\nsub-01\tb\n", "g has several values for sub-01"),
-        ("id\tgroup\n", "no column participant_id; name it so"),
+        ("id\tgroup\n", "no column participant_id; give the labels this heading"),
         ("participant_id\tgroup\n1\t" + 200000 * "x" + "\0", "NUL characters"),
     ],
 )
@@ -476,7 +476,7 @@ def test_what_does_not_fit_is_used_nowhere(mixed, run, tmp_path):
     of_both = [row for row in table if row["participant_id"] in ("sub-ball", "sub-noise")]
     assert [row["verdict"] for row in of_both] == ["fail", "pass", "fail"]
     assert "fail" not in {row["verdict"] for row in table if row not in of_both}
-    assert "correlate by only" in of_both[0]["reasons"]
+    assert "the correlation of T1w and template is only" in of_both[0]["reasons"]
     assert "FAILED: " in (out / "sub-ball.html").read_text()
     assert not list(out.glob("sub-ball/pet/*desc-synth_pet.nii.gz"))
     there = shutil.copytree(out, tmp_path / "out")

@@ -244,7 +244,7 @@ def test_what_is_second_best_but_alone_is_used_and_told(raw):
         ("sub-01/ses-1/anat/sub-01_ses-01_T1w.nii.gz", "ses-01, but it lies in ses-1"),
         (
             "sub-01/anat/sub-01_ses-2_T1w.nii.gz",
-            "its name says ses-2, but it lies in no ses- folder",
+            "its name says ses-2, but it is not in a ses- folder",
         ),
         ("sub-01/ses-1/anat/sub-01_T1w.nii.gz", "lies in ses-1, but its name has no ses-"),
     ],
@@ -574,7 +574,7 @@ def test_a_table_of_sessions_that_is_no_file_is_as_if_it_were_not_there(raw):
     os.mkfifo(root / "sub-01/sub-01_sessions.tsv")
     assert [len(visit.pets) for visit in select(root).visits] == [0, 1]
     (visit,) = [one for one in select(root).visits if one.pets]
-    assert "6 apart by the numbers of their labels" in visit.notes[0]
+    assert "6 apart by the numbers in their labels" in visit.notes[0]
 
 
 # There is a file, but
@@ -713,7 +713,7 @@ def test_loops_of_links_are_told(raw):
     assert list(used(selection)) == ["01/None", "02/a"]
     said = [reason for reason, _ in problems(selection)]
     assert len(said) == 3
-    assert f"{root}/sub-04: there is a file, but it is a link that leads nowhere" in said[2]
+    assert f"{root}/sub-04: there is a file, but it is a broken link" in said[2]
     assert "ses-a, but it lies in ses-b" in said[0]
     assert "nowhere" in said[1]
 

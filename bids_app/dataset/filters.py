@@ -46,7 +46,7 @@ def _check_query(key: str, query: object) -> None:
         raise UsageError(f"{prefix} is not an object of entities and labels; correct it")
     for name, labels in query.items():
         if name not in SHORT and name not in SHORT.values() and name not in (*IMPLIED, EXTENSION):
-            raise UsageError(f'{prefix}: no entity "{name}"; use {", ".join(sorted(SHORT))}')
+            raise UsageError(f'{prefix}: unknown entity "{name}"; use {", ".join(sorted(SHORT))}')
         values = labels if isinstance(labels, list) else [labels]
         if not all(value is None or isinstance(value, str | int) for value in values):
             raise UsageError(f'{prefix}: "{name}" must be a label, a list of labels, or null')
@@ -112,8 +112,8 @@ def why_illegal(scan: Scan) -> str | None:
     for key, label in (*scan.entities, *folders.items()):
         if label is not None and not LABEL.fullmatch(label):
             return (
-                f"{scan.path}: {key}-{label} is not a legal label; rename with letters and digits "
-                "only"
+                f"{scan.path}: {key}-{label} is not a legal label; rename it with letters and "
+                "digits only"
             )
     for key, label in scan.entities:
         if label != folders.get(key, label):
@@ -123,7 +123,7 @@ def why_illegal(scan: Scan) -> str | None:
             )
     named, folder = scan.entity("ses"), scan.path.parents[1].name
     if named is not None and not folder.startswith("ses-"):
-        return f"{scan.path}: its name says ses-{named}, but it lies in no ses- folder; move it"
+        return f"{scan.path}: its name says ses-{named}, but it is not in a ses- folder; move it"
     if named is None and folder.startswith("ses-"):
         return f"{scan.path}: lies in {folder}, but its name has no ses-; rename it"
     return None
@@ -299,7 +299,7 @@ def why_not_tracer(scan: Scan, tracer_label: Sequence[str]) -> tuple[str, int | 
     if label is not None and named is not None and _contradict(label, named):
         if not tracers & {_tracer_of(label), _tracer_of(named)}:
             return f"its tracer is {label} or {named}", None
-        contradiction = f"its name says trc-{label}, its sidecar TracerName {named!r}"
+        contradiction = f"its name says trc-{label}, but its sidecar TracerName {named!r}"
         return f"{scan.path}: {contradiction}; correct the wrong one", 65
     tracer = named if label is None or (named is not None and is_fdg(named)) else label
     if tracer is None and not tracer_label:

@@ -37,7 +37,7 @@ class Ignored(Protocol):
 def _sign(found: re.Match[str]) -> str:
     """Translate a token of a pattern that matches one character to a regular expression."""
     if found[0] == "[":
-        raise re.error("a bracket that is never closed: git matches nothing by it, either")
+        raise re.error("a bracket that is never closed, which matches nothing in git, either")
     if found["any"] or found["body"] is None:
         return "." if found["any"] else re.escape(found["sign"])
     body = re.sub(r"([\\\]\[^&~|])", r"\\\1", re.sub(r"\\(.)", r"\1", found["body"]))

@@ -18,7 +18,7 @@ Row = list[tuple[str, str]]  # names of columns, possibly repeated, and cells
 def _read(path: Path) -> str:
     text = read_text(path)
     if "\0" in text:
-        raise UnusableDataError(f"{path}: has NUL characters; save it again as UTF-8 text")
+        raise UnusableDataError(f"{path}: contains NUL characters; save it again as UTF-8 text")
     return text
 
 
@@ -47,7 +47,8 @@ def _rows(path: Path) -> list[Row]:
     header = table[0][1] if table else []
     if ID not in header:
         raise UnusableDataError(
-            f"{path}: has no column participant_id; name it so, and separate columns by tabs"
+            f"{path}: has no column participant_id; give the labels this heading, and separate "
+            "columns by tabs"
         )
     first = _without_row_names([row for _, row in table[1:]], header)
     rows = []
@@ -57,7 +58,7 @@ def _rows(path: Path) -> list[Row]:
             row = row[:-1]  # trailing tabs
         if len(row) > len(header):
             raise UnusableDataError(
-                f"{path}: row {number} has {len(row)} cells under {len(header)} columns; correct it"
+                f"{path}: row {number} has {len(row)} cells for {len(header)} columns; correct it"
             )
         cells = [cell or MISSING for cell in row] + [MISSING] * (len(header) - len(row))
         rows.append([pair for pair in zip(header, cells, strict=True) if pair[0]])
@@ -101,7 +102,7 @@ def _join(rows: Sequence[Row]) -> tuple[dict[str, dict[str, str]], list[str]]:
         for column, labels in list(torn.items())[:COLUMNS_AT_MOST]
     ]
     if len(torn) > COLUMNS_AT_MOST:
-        remarks.append(f"so have {len(torn) - COLUMNS_AT_MOST} more columns")
+        remarks.append(f"{len(torn) - COLUMNS_AT_MOST} more columns have several values, too")
     return joined, remarks
 
 
@@ -131,11 +132,13 @@ def _match(
             renamed.append(label)
         elif lost and bare:
             labels = ", ".join(sorted(lost))
-            remarks.append(f"participant_id {labels} may be {_listed(folders[key])}; spell it out")
+            remarks.append(
+                f"participant_id {labels} could be {_listed(folders[key])}; spell it out"
+            )
     if renamed:
         remarks.append(
-            f"participant_id of {_listed(renamed)} is spelt otherwise (by zeros, by the case of "
-            "letters, or without sub-); matched, since there is no other that it could be"
+            f"participant_id of {_listed(renamed)} is spelt differently (zeros, upper and lower "
+            "case, or no sub-), and was matched, because no other participant fits"
         )
     return matched, remarks
 

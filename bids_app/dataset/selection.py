@@ -78,15 +78,15 @@ def _is_dynamic(scan: Scan) -> int:
 
 Rule = tuple[str, Callable[[Scan], int]]  # why an image is better, and its penalty: 0 is best
 OF_ALL: tuple[Rule, ...] = (
-    ("its name has nothing but entities", _is_odd),
-    ("it is no derived image (space-, desc-)", _is_derived),
+    ("its name consists of entities only", _is_odd),
+    ("it is not a derived image (space-, desc-)", _is_derived),
     ("it has no contrast agent (ce-)", _has_agent),
 )
 RULES: Mapping[str, tuple[Rule, ...]] = {
     "t1w": OF_ALL,
     "pet": (
         *OF_ALL,
-        ("it comes first by attenuation correction: rec-ac…, others, rec-nac…", _is_not_corrected),
+        ("it comes first by attenuation correction (rec-ac…, others, rec-nac…)", _is_not_corrected),
         ("static (rec-acstat) comes before dynamic (rec-acdyn)", _is_dynamic),
     ),
 }
@@ -141,7 +141,7 @@ def _remarks(best: Scan, as_good: int, key: str) -> list[str]:
     if as_good:
         remarks.append(
             f"{as_good + 1} {WORDS[key]} images are equally good: {best.path.name} is used, the "
-            "first by run, then by name; --bids-filter-file settles it"
+            "first by run, then by name; choose with --bids-filter-file"
         )
     if _is_derived(best):
         remarks.append(f"{best.path.name} is a derived image, and there is no other")
@@ -295,15 +295,15 @@ def _without_t1w(subject: str, files: RawFiles, pets: Mapping[Session, Scan]) ->
     if left_out:
         sessions = [f"ses-{s.session}" for s in left_out if s.session is not None]
         advice = (
-            f"the flags leave out that of {name_some(sessions)}" if sessions else "see the flags"
+            f"the flags exclude that of {name_some(sessions)}" if sessions else "check the flags"
         )
         why = f"no T1w for its PET; {advice}"
     elif ignored:
-        why = "no T1w that .bidsignore does not leave out; change it, or exclude the participant"
+        why = "no T1w that .bidsignore does not exclude; change it, or exclude the participant"
     elif present:
-        why = "no T1w; PET alone cannot be used, add the participant's T1w or exclude it"
+        why = "no T1w; PET alone cannot be used, so add the T1w or exclude the participant"
     else:
-        why = "no T1w and no PET; add its images or exclude it"
+        why = "no T1w and no PET; add images or exclude the participant"
     return [_aside(subject, why, 66)]
 
 
@@ -319,7 +319,7 @@ def _select_of(
     no_images = _as_unused(strays, {"t1w": best_t1ws, "pet": best_pets})
     unused += other_t1ws + unused_pets + other_tracers + other_pets + no_images
     unused += [
-        Unused(subject, scan.path, ".bidsignore leaves it out")
+        Unused(subject, scan.path, "excluded by .bidsignore")
         for scan in files.ignored.get(subject, ())
     ]
     if best_t1ws:
@@ -334,7 +334,7 @@ def _without_ignored(
 ) -> tuple[list[str], list[Unused]]:
     """Exclude participants whose folder is in ``.bidsignore``, as a problem if requested."""
     ignored = [label for label in present if is_ignored(Path(f"sub-{label}"), is_folder=True)]
-    why, advice = ".bidsignore leaves it out", "; change it, or do not ask for this participant"
+    why, advice = "excluded by .bidsignore", "; change it, or do not request this participant"
     unused = [
         _aside(label, why + advice, 66) if label in asked_for else _aside(label, why)
         for label in ignored
@@ -353,7 +353,7 @@ def _choose_subjects(
         if label not in known
     ]
     unused += [
-        _aside(label, "left out by --exclude-participant-label")
+        _aside(label, "excluded by --exclude-participant-label")
         if label in known
         else _aside(label, "to be excluded, but not in the dataset")
         for label in excluded
@@ -365,7 +365,7 @@ def _choose_subjects(
         labels = name_some([f"sub-{label}" for label in present])
         raise NothingSelectedError(
             "no participant is left after --participant-label and --exclude-participant-label; "
-            f"the dataset has {labels}" + (", and .bidsignore leaves out others" if ignored else "")
+            f"the dataset has {labels}" + (", and .bidsignore excludes others" if ignored else "")
         )
     return chosen, unused
 
@@ -375,7 +375,7 @@ def _refuse_nothing(files: RawFiles, visits: list[Visit], unused: list[Unused]) 
         return
     scans = [scan for scans in (*files.t1ws.values(), *files.pets.values()) for scan in scans]
     sessions = sorted({scan.session for scan in scans if scan.session is not None})
-    hint = f"; there are ses-{name_some(sessions)}" if sessions else ""
+    hint = f"; the dataset has ses-{name_some(sessions)}" if sessions else ""
     first = next(
         (f" ({image.path.name}: {image.reason})" for image in unused if image.path is not None), ""
     )

@@ -218,10 +218,10 @@ def nearest_session(
 
 DISTANCES: Mapping[str, Callable[[float], str]] = {
     "acq_time": lambda apart: f"{apart:.4g} days apart by acq_time",
-    "dates": lambda apart: f"{apart:.4g} days apart by the dates of their labels",
-    "numbers": lambda apart: f"{apart:g} apart by the numbers of their labels",
+    "dates": lambda apart: f"{apart:.4g} days apart by the dates in their labels",
+    "numbers": lambda apart: f"{apart:g} apart by the numbers in their labels",
     "order": lambda apart: (
-        f"{apart:g} apart in the order of labels, since neither dates nor numbers of all are known"
+        f"{apart:g} apart in the order of labels, because not all have dates or numbers"
     ),
 }
 
@@ -237,13 +237,13 @@ def describe_distance(
     Examples
     --------
     >>> describe_distance("M054", "M060", ["M000", "M060"], {})
-    '6 apart by the numbers of their labels'
+    '6 apart by the numbers in their labels'
     >>> describe_distance("2", "1", ["1", "3"], {})
-    '1 apart by the numbers of their labels, the earlier of two as near'
+    '1 apart by the numbers in their labels, the earlier of two equally near ones'
     """
     options = set(candidates)
     places, measure = place_sessions(sorted({session, *options}, key=natural_key), times)
     apart = abs(places[nearest] - places[session])
     as_near = sum(abs(places[label] - places[session]) == apart for label in options)
-    tie = ", the earlier of two as near" if as_near > 1 else ""
+    tie = ", the earlier of two equally near ones" if as_near > 1 else ""
     return DISTANCES[measure](apart) + tie

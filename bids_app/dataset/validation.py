@@ -37,8 +37,8 @@ FORMATS = {  # ending in lower case → format, and what to do
         (".nrrd", f"NRRD; {TO_NIFTI}"),
         (".mha .mhd", f"MetaImage; {TO_NIFTI}"),
         (".v", f"ECAT; {TO_NIFTI} (ecatpet2bids)"),
-        (".zip .tar .tar.gz .tgz", f"a packed archive; {UNPACK}"),
-        (".nii.bz2 .nii.xz .nii.zst", f"packed by another program than gzip; {UNPACK}"),
+        (".zip .tar .tar.gz .tgz", f"an archive; {UNPACK}"),
+        (".nii.bz2 .nii.xz .nii.zst", f"compressed by a program other than gzip; {UNPACK}"),
     )
     for ending in endings.split()
 }
@@ -70,7 +70,7 @@ def _why_named(name: str, datatype: str) -> str | None:
         return None
     form = f"sub-<label>[_ses-<label>][_…]_{SUFFIX[datatype]}.nii.gz"
     if not name.endswith((".nii", ".nii.gz")):
-        return "BIDS spells its ending .nii or .nii.gz, in small letters; rename it"
+        return "its extension is not .nii or .nii.gz in lower case; rename it"
     return f"its name is not {form}; rename it, or remove it"
 
 
@@ -189,7 +189,7 @@ def validate_bids(bids_dir: Path) -> str | None:
         outcome = _run(command, bids_dir)
         issues = json.loads(outcome.stdout)["issues"]["issues"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{COMMAND} did not work ({error!r}): the dataset was not validated"
+        return f"{COMMAND} failed ({error!r}): the dataset was not validated"
     groups = _group(issues)
     if groups:
         kinds = name_some([_describe(code, places) for code, places in groups.items()])
