@@ -192,8 +192,8 @@ def test_what_is_wrong_with_transforms_costs_its_participant(study, tmp_path, ca
     told = capsys.readouterr().err
     anat, xfm = f"{fmriprep}/sub-{{0}}/anat/sub-{{0}}_", "_mode-image_xfm.h5: "
     assert f"{anat.format('01')}desc-preproc_T1w.nii.gz: its registration failed" in told
-    assert f"{anat.format('02')}from-{TEMPLATE}_to-T1w{xfm}does not lead back where" in told
-    assert f"{anat.format('03')}from-T1w_to-{TEMPLATE}{xfm}cannot be read as a transform" in told
+    assert f"{anat.format('02')}from-{TEMPLATE}_to-T1w{xfm}is not the inverse of" in told
+    assert f"{anat.format('03')}from-T1w_to-{TEMPLATE}{xfm}cannot be read as an ITK" in told
     sidecar = next((tmp_path / "out").glob(f"sub-01/ses-a/anat/*_{GRID}_desc-preproc_T1w.json"))
     assert json.loads(sidecar.read_text())["Registration"]["Verdict"] == "fail"
 

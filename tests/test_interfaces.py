@@ -973,7 +973,7 @@ def test_a_transform_that_another_app_found_is_judged_as_our_own(run_itk, tmp_pa
         better = told["SimilarityAfter"] > told["SimilarityBefore"] + 0.05
         assert better is (verdict == "pass")
     several = RIGID.format(-1, -20, -40) + RIGID.format(1, 0, 0).split("\n", 1)[1]
-    for text, words in (("no transform", "cannot be read"), (several, "holds several transforms")):
+    for text, words in (("no transform", "cannot be read"), (several, "contains several")):
         right.write_text(text)
         with pytest.raises(UnusableDataError, match=f"{right}: {words}.*leave its dataset out"):
             run_itk("TakePET", **inputs, transform=str(right))

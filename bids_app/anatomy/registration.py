@@ -625,11 +625,11 @@ def _read_transform(path: Path, *, linear: bool = False) -> sitk.Transform:
     try:
         transform = sitk.ReadTransform(str(path))
     except RuntimeError as error:
-        raise ValueError(f"{path}: cannot be read as a transform of ITK") from error
+        raise ValueError(f"{path}: cannot be read as an ITK transform") from error
     if linear and path.read_bytes().count(b"\nTransform:") > 1:  # ITK reads only the first
-        raise ValueError(f"{path}: holds several transforms, where one is wanted")
+        raise ValueError(f"{path}: contains several transforms, but one is expected")
     if transform.GetDimension() != len(LPS) - 1 or (linear and not transform.IsLinear()):
-        raise ValueError(f"{path}: is no {'rigid ' if linear else ''}transform between volumes")
+        raise ValueError(f"{path}: is not a {'rigid ' if linear else ''}transform between volumes")
     return transform
 
 
@@ -661,7 +661,7 @@ def examine_transforms(forward: Path, back: Path, brain: Path, template: Path) -
     moved = np.array([from_t1w.TransformPoint(point.tolist()) for point in points])
     returned = np.array([to_t1w.TransformPoint(point.tolist()) for point in moved])
     if np.median(np.linalg.norm(returned - points, axis=1)) > APART_AT_MOST:
-        raise ValueError(f"{back}: does not lead back where {forward.name} comes from")
+        raise ValueError(f"{back}: is not the inverse of {forward.name}")
     fit = np.linalg.lstsq(np.column_stack([points, np.ones(len(points))]), moved, rcond=None)[0]
     linear = np.eye(4)
     linear[:3] = fit.T

@@ -62,7 +62,7 @@ def average_frames(frames: NDArray[np.float32], durations: NDArray[np.float64]) 
     if durations.shape != frames.shape[3:]:
         raise ValueError(f"{frames.shape[3]} frames but {durations.size} durations")
     if not (durations > 0).all():
-        raise ValueError("a frame lasts no time")
+        raise ValueError("a frame has a duration that is not above 0")
     total = np.zeros(frames.shape[:3], np.float64)
     for number, share in enumerate(durations / durations.sum()):  # one by one saves memory
         total += share * frames[..., number]

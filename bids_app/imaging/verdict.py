@@ -92,7 +92,7 @@ def classify(t1w: Volume, brain: Mask) -> NDArray[np.uint8]:
         raise ValueError("the brain mask is empty")
     low, high = np.percentile(t1w[brain], (1, 99))
     if not high > low:
-        raise ValueError("the brain is of one intensity")
+        raise ValueError("all voxels of the brain have the same intensity")
     counts, edges = np.histogram(np.clip(t1w[brain], low, high), bins=BINS)
     middles = (edges[:-1] + edges[1:]) / 2
     means = np.quantile(t1w[brain], START)
@@ -174,26 +174,29 @@ WHOLE, DEEP_TO_RIM = "BrainSectionInsideT1w", "DeepToRimRatio"
 BEHIND = "CorrelationBehindBestPose"  # correlation minus that in the best pose of a search
 
 T1W_CRITERIA = (
-    Criterion(LIKENESS, 0.6, 0.45, "deep in the brain, T1w and template correlate by only {:.2f}"),
+    Criterion(
+        LIKENESS, 0.6, 0.45, "deep in the brain, the correlation of T1w and template is only {:.2f}"
+    ),
     Criterion(OVERLAP, 0.9, 0.8, "the brain masks of T1w and template overlap by only {:.2f}"),
     Criterion(
         BEHIND,
         -0.04,
         -0.08,
-        "there is a pose in which the T1w is more like the template (correlation {:+.2f} here)",
+        "in another pose, the T1w matches the template better (difference in correlation {:+.2f})",
     ),
     Criterion(
         WHOLE,
         0.8,
         0.2,
-        "the T1w ends inside the brain (of its largest section, only {:.2f} lies off the edge)",
+        "the T1w ends inside the brain (towards the edge, its section shrinks by only "
+        "{:.2f} of the largest)",
     ),
     Criterion(
         DEEP_TO_RIM,
         0.75,
         0.25,
-        "what was taken for brain has a bright rim (its depth is only {:.2f} of that), as contrast "
-        "agent, fat or another kind of image gives it",
+        "the extracted brain has a bright rim (its deep part has only {:.2f} of the rim's "
+        "brightness), which suggests contrast agent, fat or another kind of image",
     ),
 )
 PET_CRITERIA = (
@@ -202,15 +205,15 @@ PET_CRITERIA = (
         UPTAKE,
         0.5,
         0.35,
-        "in the brain, the PET correlates by only {:.2f} with the uptake that grey and white "
-        "matter of the T1w let expect",
+        "in the brain, the correlation of the PET with the uptake expected from grey and white "
+        "matter of the T1w is only {:.2f}",
     ),
-    Criterion(CONTRAST, 1.05, 1.0, "uptake of grey matter is only {:.2f} of that of white matter"),
+    Criterion(CONTRAST, 1.05, 1.0, "uptake in grey matter is only {:.2f} of that in white matter"),
     Criterion(
         BEHIND,
         -0.05,
         -0.1,
-        "there is a pose in which the PET is more like the T1w (correlation {:+.2f} here)",
+        "in another pose, the PET matches the T1w better (difference in correlation {:+.2f})",
     ),
 )
 

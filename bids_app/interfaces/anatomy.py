@@ -26,15 +26,15 @@ HALF = 0.5  # share of a voxel that is brain
 
 class _ExtractBrainInputSpec(BaseInterfaceInputSpec):
     t1w = File(exists=True, mandatory=True, desc="a T1w, three axes")
-    valid = File(exists=True, desc="where it holds numbers, not filled gaps; everywhere without")
-    source = traits.Str(mandatory=True, desc="the file it was read from, for messages")
-    mode = traits.Enum("auto", "force", "skip", mandatory=True, desc="as --skull-strip")
-    threads = traits.Int(mandatory=True, nohash=True, desc="that torch may use")
+    valid = File(exists=True, desc="voxels that are not filled gaps; default: all")
+    source = traits.Str(mandatory=True, desc="its original file, for messages")
+    mode = traits.Enum("auto", "force", "skip", mandatory=True, desc="value of --skull-strip")
+    threads = traits.Int(mandatory=True, nohash=True, desc="threads for torch")
 
 
 class _ExtractBrainOutputSpec(TraitedSpec):
     mask = File(exists=True, desc="the brain, on the grid of the T1w")
-    sidecar = traits.Dict(desc="how it was found")
+    sidecar = traits.Dict(desc="how the brain was found")
 
 
 class ExtractBrain(SimpleInterface):
@@ -78,12 +78,12 @@ def _refuse_gaps(source, valid, brain, zooms):
 
 
 class _TakeBrainInputSpec(BaseInterfaceInputSpec):
-    t1w = File(exists=True, mandatory=True, desc="a T1w, as another app has preprocessed it")
-    valid = File(exists=True, mandatory=True, desc="where it holds numbers, not filled gaps")
-    source = traits.Str(mandatory=True, desc="the file it was read from, for messages")
-    brain_mask = File(exists=True, mandatory=True, desc="the brain, as that app has found it")
+    t1w = File(exists=True, mandatory=True, desc="a T1w preprocessed by another app")
+    valid = File(exists=True, mandatory=True, desc="voxels that are not filled gaps")
+    source = traits.Str(mandatory=True, desc="its original file, for messages")
+    brain_mask = File(exists=True, mandatory=True, desc="brain mask of that app")
     skull_stripped = traits.Bool(mandatory=True, desc="whether the T1w shows the brain alone")
-    method = traits.Str(mandatory=True, desc="where it was taken from, for the sidecar")
+    method = traits.Str(mandatory=True, desc="source of the mask, for the sidecar")
 
 
 class TakeBrain(SimpleInterface):
@@ -117,7 +117,7 @@ ENGINE = "bids_app.anatomy.registration"  # module that workers import in advanc
 class _CorrectBiasInputSpec(BaseInterfaceInputSpec):
     t1w = File(exists=True, mandatory=True, desc="a T1w")
     mask = File(exists=True, mandatory=True, desc="its brain")
-    grid = traits.Float(mandatory=True, desc="mm, on which the field is measured")
+    grid = traits.Float(mandatory=True, desc="voxel size for the field, in mm")
 
 
 class _CorrectBiasOutputSpec(TraitedSpec):
@@ -141,17 +141,17 @@ class CorrectBias(SimpleInterface):
 
 
 class _RegisterToTemplateInputSpec(BaseInterfaceInputSpec):
-    brain = File(exists=True, mandatory=True, desc="T1w of a brain alone")
+    brain = File(exists=True, mandatory=True, desc="skull-stripped T1w")
     template = File(exists=True, mandatory=True, desc="the template's brain")
     quick = traits.Bool(mandatory=True, desc="coarse levels only")
-    seed = traits.Int(mandatory=True, desc="of the voxels that are drawn to compare")
+    seed = traits.Int(mandatory=True, desc="random seed for sampling voxels")
 
 
 class _RegisterToTemplateOutputSpec(TraitedSpec):
     t1w_to_template = File(exists=True, desc="composite transform, .h5")
     template_to_t1w = File(exists=True, desc="its inverse, .h5")
-    start = traits.Str(desc="from which registration began; not set where another app registered")
-    behind = traits.Float(desc="correlation there, less that in the best pose of a search")
+    start = traits.Str(desc="initial pose of the registration, unless another app registered")
+    behind = traits.Float(desc="correlation minus that in the best pose of a search")
 
 
 class RegisterToTemplate(SimpleInterface):
@@ -177,9 +177,9 @@ class RegisterToTemplate(SimpleInterface):
 
 
 class _TakeTransformsInputSpec(BaseInterfaceInputSpec):
-    brain = File(exists=True, mandatory=True, desc="T1w of a brain alone")
+    brain = File(exists=True, mandatory=True, desc="skull-stripped T1w")
     template = File(exists=True, mandatory=True, desc="the template's brain")
-    forward = File(exists=True, desc="composite transform, T1w to template; none: the identity")
+    forward = File(exists=True, desc="composite transform, T1w to template; default: identity")
     back = File(exists=True, desc="its inverse")
 
 
@@ -216,12 +216,12 @@ class _RegisterPETInputSpec(BaseInterfaceInputSpec):
     pet = File(exists=True, mandatory=True, desc="one PET volume")
     t1w = File(exists=True, mandatory=True, desc="T1w of the same person")
     mask = File(exists=True, mandatory=True, desc="the brain on the grid of the T1w")
-    quick = traits.Bool(mandatory=True, desc="on a coarse grid")
+    quick = traits.Bool(mandatory=True, desc="use a coarse grid")
 
 
 class _RegisterPETOutputSpec(TraitedSpec):
     pet_to_t1w = File(exists=True, desc="rigid transform, ITK's text format")
-    sidecar = traits.Dict(desc="the start that was kept, similarity before and after, verdict")
+    sidecar = traits.Dict(desc="the best start, similarity before and after, verdict")
 
 
 class RegisterPET(SimpleInterface):
@@ -266,7 +266,7 @@ def _quality(method, before, after, judgement):
 
 
 class _TakePETInputSpec(_RegisterPETInputSpec):
-    transform = File(exists=True, desc="rigid, PET to T1w; without it, the PET lies on the T1w")
+    transform = File(exists=True, desc="rigid, PET to T1w; default: the identity")
     taken_from = traits.Str(mandatory=True, desc="the app that made it, for the sidecar")
 
 
@@ -303,14 +303,14 @@ class TakePET(SimpleInterface):
 
 
 class _ResampleInputSpec(BaseInterfaceInputSpec):
-    image = File(exists=True, mandatory=True, desc="what is resampled")
-    reference = File(exists=True, mandatory=True, desc="the grid it gets")
+    image = File(exists=True, mandatory=True, desc="image to resample")
+    reference = File(exists=True, mandatory=True, desc="image on the target grid")
     transforms = InputMultiObject(
         File(exists=True),
-        desc="in antsApplyTransforms's order: the last is applied first; none: as the headers say",
+        desc="in the order of antsApplyTransforms: the last is applied first; default: identity",
     )
-    interpolation = traits.Str(mandatory=True, desc="antsApplyTransforms's name of it")
-    description = traits.Str("", usedefault=True, desc="that the header of the result gets")
+    interpolation = traits.Str(mandatory=True, desc="its name in antsApplyTransforms")
+    description = traits.Str("", usedefault=True, desc="text for the header of the result")
 
 
 class _ResampleOutputSpec(TraitedSpec):
@@ -344,7 +344,7 @@ class Resample(SimpleInterface):
 
 class _ResampleLabelsInputSpec(_ResampleInputSpec):
     orientation = traits.Str(
-        "", usedefault=True, desc="axis code of the image where its header has none, or empty"
+        "", usedefault=True, desc="axis code to assume if the header defines none, or empty"
     )
 
 
@@ -367,8 +367,8 @@ class ResampleLabels(Resample):
 
 
 class _RefuseGapsInputSpec(BaseInterfaceInputSpec):
-    valid = File(exists=True, mandatory=True, desc="where a PET holds numbers, on its own grid")
-    source = traits.Str(mandatory=True, desc="the file it was read from, for messages")
+    valid = File(exists=True, mandatory=True, desc="voxels of a PET with data, on its own grid")
+    source = traits.Str(mandatory=True, desc="its original file, for messages")
     pet_to_t1w = File(exists=True, mandatory=True, desc="rigid transform")
     mask = File(exists=True, mandatory=True, desc="the brain on the grid of the T1w")
 

@@ -33,14 +33,14 @@ def _save(image: Path, target: Path, sidecar: Path, metadata: Json) -> None:
 
 class _SaveDerivativeInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="a result")
-    out_file = File(mandatory=True, desc="where it belongs")
-    sidecar_file = File(mandatory=True, desc="where its sidecar belongs")
-    sidecar = traits.Dict(mandatory=True, desc="what is known of it beforehand")
-    measured = InputMultiObject(traits.Dict(), desc="what was measured on the way")
+    out_file = File(mandatory=True, desc="its final path")
+    sidecar_file = File(mandatory=True, desc="final path of its sidecar")
+    sidecar = traits.Dict(mandatory=True, desc="fields known in advance")
+    measured = InputMultiObject(traits.Dict(), desc="fields measured during the run")
 
 
 class _SaveDerivativeOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc="the result, in its place")
+    out_file = File(exists=True, desc="the result at its final path")
     sidecar_file = File(exists=True, desc="its sidecar")
 
 
@@ -63,14 +63,14 @@ class SaveDerivative(SimpleInterface):
 
 class _SaveDerivativesInputSpec(BaseInterfaceInputSpec):
     in_files = traits.List(File(exists=True), mandatory=True, desc="results")
-    out_files = traits.List(File(), mandatory=True, desc="where they belong")
-    sidecar_files = traits.List(File(), mandatory=True, desc="where their sidecars belong")
-    sidecars = traits.List(traits.Dict(), mandatory=True, desc="what is known of each beforehand")
-    measured = traits.Dict(desc="what was measured of all of them on the way")
+    out_files = traits.List(File(), mandatory=True, desc="their final paths")
+    sidecar_files = traits.List(File(), mandatory=True, desc="final paths of their sidecars")
+    sidecars = traits.List(traits.Dict(), mandatory=True, desc="fields of each known in advance")
+    measured = traits.Dict(desc="fields of all measured during the run")
 
 
 class _SaveDerivativesOutputSpec(TraitedSpec):
-    out_files = traits.List(File(exists=True), desc="the results, in their places")
+    out_files = traits.List(File(exists=True), desc="the results at their final paths")
 
 
 class SaveDerivatives(SimpleInterface):
@@ -94,11 +94,11 @@ class SaveDerivatives(SimpleInterface):
 
 class _SaveFileInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="a result")
-    out_file = File(mandatory=True, desc="where it belongs")
+    out_file = File(mandatory=True, desc="its final path")
 
 
 class _SaveFileOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc="the result, in its place")
+    out_file = File(exists=True, desc="the result at its final path")
 
 
 class SaveFile(SimpleInterface):
@@ -115,8 +115,8 @@ class SaveFile(SimpleInterface):
 
 
 class _AddToSidecarInputSpec(BaseInterfaceInputSpec):
-    sidecar_file = File(exists=True, mandatory=True, desc="a sidecar, in its place")
-    measured = InputMultiObject(traits.Dict(), mandatory=True, desc="what was measured since")
+    sidecar_file = File(exists=True, mandatory=True, desc="a sidecar at its final path")
+    measured = InputMultiObject(traits.Dict(), mandatory=True, desc="fields measured since")
 
 
 class _AddToSidecarOutputSpec(TraitedSpec):

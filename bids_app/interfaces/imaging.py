@@ -33,21 +33,21 @@ from bids_app.imaging.similarity import measure, normalized_mutual_information, 
 from bids_app.imaging.verdict import FAIL, judge_t1w, measure_brain, sidecar_fields, worse_of
 from bids_app.imaging.volume import Grid
 
-VOUCHED = "axis code where the header has none; empty: none is vouched for"
-VALID = "mask of the voxels that hold a number in the file; 0 was put into the others"
+VOUCHED = "axis code to assume if the header defines none; empty: none is assumed"
+VALID = "mask of the voxels that are finite in the file; the others were set to 0"
 PSEUDO_NORMAL = "From SYNTHETIC FDG PET, mri2pet"  # in headers of images computed from both PET
 METHOD = "SimpleITK: rigid, affine; mutual information. dipy: SyN; cross-correlation"
 
 
 class _ReadT1wInputSpec(BaseInterfaceInputSpec):
-    t1w = File(mandatory=True, desc="a T1w, as it was acquired")
+    t1w = File(mandatory=True, desc="a T1w as acquired")
     orientation = traits.Str("", usedefault=True, desc=VOUCHED)
 
 
 class _ReadT1wOutputSpec(TraitedSpec):
     t1w = File(exists=True, desc="the same volume: three axes, float32, sform as qform")
     valid = File(exists=True, desc=VALID)
-    sidecar = traits.Dict(desc="notes on how it was read, where there are any")
+    sidecar = traits.Dict(desc="notes on how it was read, if any")
 
 
 def _notes(notes):
@@ -61,8 +61,8 @@ def _without_gaps(image, name):
     notes = image.notes
     if not valid.all():
         notes += (
-            f"{name}: {int((~valid).sum())} of its {valid.size} voxels are NaN or infinite; the "
-            "image was taken not to reach there.",
+            f"{name}: {int((~valid).sum())} of its {valid.size} voxels are NaN or infinite; they "
+            "were treated as outside the field of view.",
         )
     return nifti.Image(data, image.affine, notes), valid
 
@@ -86,8 +86,8 @@ class ReadT1w(SimpleInterface):
         notes = image.notes
         if spikes:
             notes += (
-                f"{name}: {spikes} of its {data.size} voxels are brighter than any tissue by far; "
-                "they were cut off.",
+                f"{name}: {spikes} of its {data.size} voxels are far brighter than any tissue and "
+                "were clipped.",
             )
         nifti.save(nifti.Image(data, image.affine), cwd / "t1w.nii")
         nifti.save(nifti.Image(valid, image.affine), cwd / "valid.nii.gz")
@@ -98,17 +98,17 @@ class ReadT1w(SimpleInterface):
 
 
 class _ReadPETInputSpec(BaseInterfaceInputSpec):
-    pet = File(mandatory=True, desc="a PET, as it was acquired: one volume, or frames")
-    durations = traits.List(traits.Float, mandatory=True, desc="of the frames, in s; may be empty")
-    frames = traits.List(traits.Int, mandatory=True, desc="frames to use, from 0; empty: all")
+    pet = File(mandatory=True, desc="a PET as acquired: one volume, or frames")
+    durations = traits.List(traits.Float, mandatory=True, desc="durations in s; may be empty")
+    frames = traits.List(traits.Int, mandatory=True, desc="frames to use, from 0; if empty, all")
     orientation = traits.Str("", usedefault=True, desc=VOUCHED)
 
 
 class _ReadPETOutputSpec(TraitedSpec):
-    pet = File(exists=True, desc="one volume, in the image's unit")
+    pet = File(exists=True, desc="one volume, in the unit of the image")
     valid = File(exists=True, desc=VALID)
     sidecar = traits.Dict(
-        desc="frames that were averaged, from 0, how long each lasted, in s, and notes on reading"
+        desc="frames that were averaged, from 0, their durations in s, and notes on reading"
     )
 
 
@@ -155,7 +155,7 @@ class ReadPET(SimpleInterface):
         empty = [frame for frame in used if not np.isfinite(data[..., frame]).any()]
         if empty:
             raise UnusableDataError(
-                f"{path}: all voxels of frames {empty} are NaN or infinite; leave them out by "
+                f"{path}: all voxels of frames {empty} are NaN or infinite; leave them out with "
                 "--pet-frames, or export the image again"
             )
         return average_frames(data[..., used], durations[used]), used, durations[used].tolist()
@@ -209,11 +209,11 @@ class RaiseT1w(SimpleInterface):
 
 class _FindFieldOfViewInputSpec(BaseInterfaceInputSpec):
     pet = File(exists=True, mandatory=True, desc="one PET volume")
-    valid = File(exists=True, desc="what holds data, on the same grid; all without it")
+    valid = File(exists=True, desc="voxels with data, on the same grid; default: all")
 
 
 class _FindFieldOfViewOutputSpec(TraitedSpec):
-    field_of_view = File(exists=True, desc="1 where the PET holds data, 0 elsewhere")
+    field_of_view = File(exists=True, desc="1 where the PET has data, 0 elsewhere")
 
 
 class FindFieldOfView(SimpleInterface):
@@ -240,8 +240,8 @@ class _MeasureCoverageInputSpec(BaseInterfaceInputSpec):
 
 
 class _MeasureCoverageOutputSpec(TraitedSpec):
-    image = File(exists=True, desc="the PET, 0 where it does not reach")
-    coverage = File(exists=True, desc="1 where it does")
+    image = File(exists=True, desc="the PET, 0 in voxels that it does not cover")
+    coverage = File(exists=True, desc="1 in voxels that it covers")
     covered_brain = File(exists=True, desc="the part of the brain that it covers")
     sidecar = traits.Dict(desc="share of the brain that is covered, and what is missing")
 
@@ -278,13 +278,13 @@ class MeasureCoverage(SimpleInterface):
 class _ScaleIntensityInputSpec(BaseInterfaceInputSpec):
     image = File(exists=True, mandatory=True, desc="an image, any unit")
     mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
-    percentile = traits.Float(mandatory=True, desc="of the brain's intensities: becomes 1")
-    times_mean = traits.Float(mandatory=True, desc="the brain's mean times this does, if not 0")
+    percentile = traits.Float(mandatory=True, desc="of intensities in the brain; scaled to 1")
+    times_mean = traits.Float(mandatory=True, desc="if not 0, this times the mean is scaled to 1")
 
 
 class _ScaleIntensityOutputSpec(TraitedSpec):
     image = File(exists=True, desc="the image in [0, 1], 0 outside the brain")
-    sidecar = traits.Dict(desc="the intensity that became 1, in the image's unit")
+    sidecar = traits.Dict(desc="the intensity scaled to 1, in the unit of the image")
 
 
 class ScaleIntensity(SimpleInterface):
@@ -316,14 +316,14 @@ class ScaleIntensity(SimpleInterface):
 class _JudgeRegistrationInputSpec(BaseInterfaceInputSpec):
     fixed = File(exists=True, mandatory=True, desc="the target")
     fixed_mask = File(exists=True, mandatory=True, desc="where images are compared")
-    before = File(exists=True, mandatory=True, desc="the moving image, as headers have it")
+    before = File(exists=True, mandatory=True, desc="the moving image, aligned by headers")
     after = File(exists=True, mandatory=True, desc="the moving image after registration")
     mask_after = File(exists=True, mandatory=True, desc="its brain mask after registration")
-    t1w = File(exists=True, mandatory=True, desc="the T1w on its own grid, with all that it holds")
+    t1w = File(exists=True, mandatory=True, desc="the T1w on its own grid, not masked")
     brain_mask = File(exists=True, mandatory=True, desc="the brain on that grid")
-    taken_from = traits.Str(desc="the app that has registered it, if another did")
-    start = traits.Str(desc="from which registration began")
-    behind = traits.Float(desc="correlation there, less that in the best pose of a search")
+    taken_from = traits.Str(desc="the app that registered it, if not this one")
+    start = traits.Str(desc="initial pose of the registration")
+    behind = traits.Float(desc="correlation minus that in the best pose of a search")
 
 
 class _JudgeRegistrationOutputSpec(TraitedSpec):
@@ -375,14 +375,14 @@ class JudgeRegistration(SimpleInterface):
 
 
 class _TaintVerdictInputSpec(BaseInterfaceInputSpec):
-    sidecar = traits.Dict(mandatory=True, desc="of the registration of a PET to its T1w")
+    sidecar = traits.Dict(mandatory=True, desc="measures of registering a PET to its T1w")
     t1w_measured = InputMultiObject(
-        traits.Dict(), mandatory=True, desc="of that of the T1w to the template, among others"
+        traits.Dict(), mandatory=True, desc="measures of the T1w, such as of its registration"
     )
 
 
 class _TaintVerdictOutputSpec(TraitedSpec):
-    sidecar = traits.Dict(desc="the PET's, no better than that of its T1w")
+    sidecar = traits.Dict(desc="that of the PET, with a verdict no better than its T1w's")
 
 
 class TaintVerdict(SimpleInterface):
@@ -410,7 +410,7 @@ def _registration_of(measured):
 class _RefuseFailedInputSpec(BaseInterfaceInputSpec):
     image = File(exists=True, mandatory=True, desc="an image that was registered")
     measured = InputMultiObject(traits.Dict(), mandatory=True, desc="with the verdict on it")
-    source = traits.Str(mandatory=True, desc="the file it was made from, for messages")
+    source = traits.Str(mandatory=True, desc="its original file, for messages")
 
 
 class _RefuseFailedOutputSpec(TraitedSpec):
@@ -439,9 +439,9 @@ class _MeasureRegionsInputSpec(BaseInterfaceInputSpec):
     synthetic = File(exists=True, mandatory=True, desc="synthetic PET in [0, 1]")
     real = File(exists=True, desc="real PET in [0, 1] on the same grid, if there is one")
     mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
-    coverage = File(exists=True, desc="what the real PET covers; all without it")
-    atlas = File(exists=True, mandatory=True, desc="label image in that space")
-    names = File(exists=True, mandatory=True, desc="of its labels")
+    coverage = File(exists=True, desc="voxels that the real PET covers; default: all")
+    atlas = File(exists=True, mandatory=True, desc="label image in the same space")
+    names = File(exists=True, mandatory=True, desc="table of its labels")
 
 
 class _MeasureRegionsOutputSpec(TraitedSpec):
@@ -489,13 +489,13 @@ class _SubtractPETInputSpec(BaseInterfaceInputSpec):
     synthetic = File(exists=True, mandatory=True, desc="synthetic PET")
     real = File(exists=True, mandatory=True, desc="real PET on the same grid")
     mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
-    coverage = File(exists=True, desc="what the real PET covers; all without it")
-    trusted = File(desc="what is there only if the real PET lies where it should")
+    coverage = File(exists=True, desc="voxels that the real PET covers; default: all")
+    trusted = File(desc="exists only if the registration of the real PET did not fail")
 
 
 class _SubtractPETOutputSpec(TraitedSpec):
     scaled = File(exists=True, desc="synthetic PET in the unit of the real one")
-    difference = File(exists=True, desc="real minus scaled, in percent of its mean over the brain")
+    difference = File(exists=True, desc="real minus scaled, in percent of the scaled brain's mean")
     sidecar = traits.Dict(desc="the factor by which the synthetic PET was scaled")
 
 
@@ -524,7 +524,7 @@ class _ComparePETInputSpec(BaseInterfaceInputSpec):
     synthetic = File(exists=True, mandatory=True, desc="synthetic PET in [0, 1]")
     real = File(exists=True, mandatory=True, desc="real PET in [0, 1] on the same grid")
     mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
-    coverage = File(exists=True, desc="what the real PET covers; all without it")
+    coverage = File(exists=True, desc="voxels that the real PET covers; default: all")
 
 
 class _ComparePETOutputSpec(TraitedSpec):
