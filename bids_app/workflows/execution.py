@@ -41,7 +41,7 @@ from bids_app.interfaces.derivatives import SaveDerivative, SaveDerivatives
 from bids_app.lifeline import call_on_signal, die_before_others, start_fork_server
 from bids_app.resources import THREAD_VARIABLES, measured
 
-MORE_MEMORY = "lower --nprocs, or give the run more memory and say so with --mem-gb"
+MORE_MEMORY = "lower --nprocs, or give the run more memory and set --mem-gb"
 KILLED = (
     "bids_app.errors.Mri2petError: the process that ran it was killed, most likely because memory "
     f"ran out; {MORE_MEMORY}"
@@ -416,7 +416,7 @@ def _explain(name: str, text: str, file: Path) -> tuple[str, int]:
         kind, sentence = summaries[-1]
         return sentence.strip(), getattr(errors, kind).exit_code
     if NO_SPACE in text:
-        return f"{NO_SPACE}; make room, or choose another --work-dir", DISK_FULL
+        return f"{NO_SPACE}; free some space, or choose another --work-dir", DISK_FULL
     if NO_MEMORY.search(text):
         return f"{name}: memory ran out; {MORE_MEMORY}", 1
     others = ANY_ERROR.findall(text)
@@ -642,8 +642,8 @@ def _sentence(taskid: int, name: str, folder: Path) -> str:
     last = f" ({said[-1]})" if said else ""
     return (
         f"bids_app.errors.Mri2petError: {name}: job {taskid} ended without a result{last}: it was "
-        "cancelled, or ran out of memory or time; run the same command again to go on, with more "
-        f"of both in the file of --use-plugin if need be; its log is in {folder}"
+        "cancelled, or ran out of memory or time; run the same command again to resume, with "
+        f"more of both in the file of --use-plugin if necessary; its log is in {folder}"
     )
 
 
@@ -671,8 +671,8 @@ def refuse_plugin(name: str) -> None:
     command = SUBMITTING.get(name)
     if command is not None and shutil.which(command) is None:
         raise UsageError(
-            f"--use-plugin: there is no {command} here, by which {name} takes jobs; run where "
-            "there is one, or leave the option out"
+            f"--use-plugin: {command}, which submits jobs to {name}, is not installed here; run on "
+            "a machine that has it, or leave the option out"
         )
 
 
