@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         words = [word for word in self._given if not word.startswith("-")]
         if message.startswith(REQUIRED) and len(words) >= len(names):
             first = " ".join(name.upper() for name in names)
-            yield f"an option that takes several values has taken them, so give {first} first"
+            yield f"give {first} first, because an option that takes several values has taken them"
 
     def format_common_help(self) -> str:
         """Format the help of the most used arguments."""
@@ -175,7 +175,7 @@ def absolute_path(text: str) -> Path:
         If the path is relative and the current folder no longer exists.
     """
     if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no path")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid path")
     try:
         return Path(text).absolute()
     except FileNotFoundError:
@@ -245,7 +245,7 @@ def refuse_lost_folder() -> None:
 
 def _no_folder() -> ReadWriteError:
     return ReadWriteError(
-        "the current folder was deleted; change to one that is there, and run the command again"
+        "the current folder was deleted; change to an existing folder and run the command again"
     )
 
 
@@ -410,7 +410,7 @@ def _lost(out: _Steady) -> bool:
     """Report an output that could not be written, unless its reader closed the pipe."""
     if out.error is None or isinstance(out.error, BrokenPipeError):
         return False
-    sys.stderr.write(f"error: standard output: {out.error.strerror}; what was said is lost\n")
+    sys.stderr.write(f"error: standard output: {out.error.strerror}; some output was lost\n")
     return True
 
 
@@ -451,7 +451,7 @@ def _lines(path: Path) -> list[str]:
         raise UsageError(f"{path}: cannot be read as a list of labels ({error})") from error
     labels = [line.partition("#")[0].strip() for line in lines]
     if not any(labels):
-        raise UsageError(f"{path}: holds no label; write one per line")
+        raise UsageError(f"{path}: contains no label; write one per line")
     return [label for label in labels if label]
 
 
@@ -520,5 +520,5 @@ def axis_code(text: str) -> str:
     """
     code = text.upper()
     if sorted(AXES.get(letter, -1) for letter in code) != [0, 1, 2]:
-        raise ValueError(f"{text!r} is no axis code such as RAS, LAS or LPS")
+        raise ValueError(f"{text!r} is not an axis code such as RAS, LAS or LPS")
     return code

@@ -112,6 +112,6 @@ def _refuse(folder: Path, other: Path, names: Collection[str]) -> None:
     if both:
         raise CannotCreateError(
             f"{folder}: another run is working on {name_some(both, NAMED_AT_MOST)}: process "
-            f"{claim.get('process')} on {claim.get('host')}, begun at {claim.get('date')} as "
+            f"{claim.get('process')} on {claim.get('host')}, started at {claim.get('date')} as "
             f"{claim.get('command')!r}; wait until it has ended, or stop it"
         )

@@ -71,7 +71,7 @@ LABELS = {
 }
 
 
-_share = number_reader(float, lambda value: 0 < value < 1, "does not lie between 0 and 1")
+_share = number_reader(float, lambda value: 0 < value < 1, "is not between 0 and 1")
 _count = number_reader(int, lambda value: value >= 1, "is not a whole number above 0")
 _seed = number_reader(int, lambda value: value >= 0, "is below 0")
 
@@ -80,7 +80,9 @@ def _memory(text: str) -> float:
     """Convert an amount of memory, in MB or with a unit as in nipreps' apps, to GB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.upper())
     if not found or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no memory such as 8000 (MB) or 8G")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an amount of memory such as 8000 (MB) or 8G"
+        )
     return float(found[1]) * UNITS[found[2]]
 
 
@@ -100,7 +102,7 @@ def _orientation(text: str) -> str:
 def _frames(text: str) -> tuple[int, ...]:
     found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a frame (3) or a range of them (3-6)")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a frame (3) or a range of frames (3-6)")
     first, last = int(found[1]), int(found[2] or found[1])
     if last < first:
         raise argparse.ArgumentTypeError(f"{text!r} ends before it begins")
@@ -115,7 +117,7 @@ def _named_path(text: str) -> tuple[str, Path]:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
     if name not in (LESIONS, *PREPROCESSED):
         known = f"{LESIONS}, {', '.join(PREPROCESSED[:-1])} or {PREPROCESSED[-1]}"
-        raise argparse.ArgumentTypeError(f"{name!r} is not known; NAME is {known}")
+        raise argparse.ArgumentTypeError(f"{name!r} is unknown; NAME must be {known}")
     return name, absolute_path(path)
 
 
@@ -139,7 +141,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         )
     add(
         "--tracer-label LABEL",
-        "labels of FDG in the dataset, where trc- and TracerName do not say FDG",
+        "labels of FDG in the dataset, if neither trc- nor TracerName says FDG",
         nargs="+",
     )
     add(
@@ -166,7 +168,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 def _add_participant(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "participant")
-    add("--template NAME", f"of TemplateFlow; {Settings.template}, the default, needs no network")
+    add("--template NAME", f"of TemplateFlow; the default, {Settings.template}, needs no network")
     add(
         "--bounding-box MM",
         "x0 y0 z0 x1 y1 z1 in mm, RAS+; default "
@@ -186,32 +188,32 @@ def _add_participant(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--assume-orientation CODE",
-        "assume this order of voxels (LAS, RAS, …: where the axes point to) for images whose "
+        "assume this order of voxels (LAS, RAS, …: the directions of the axes) for images whose "
         "headers do not define left and right (sform and qform codes are 0); without CODE: "
-        f"{MOST_USUAL}, as nibabel and SPM assume. Without this option such images are refused",
+        f"{MOST_USUAL}, as in nibabel and SPM. Without this option, such images are refused",
         _orientation,
         nargs="?",
         const=MOST_USUAL,
     )
     add(
         "--pet-frames FRAME",
-        "frames of a dynamic PET to average, from 0, as 3 4 5 or 3-5; default all",
+        "frames of a dynamic PET to average, counted from 0, such as 3 4 5 or 3-5; default all",
         _frames,
         nargs="+",
     )
     add(
         "--generator NAME|PATH",
         "a folder with weights and card, or the name of one in OUTPUT_DIR/generators; "
-        "default: the one that comes with mri2pet, a demonstration",
+        "default: the demonstration generator that comes with mri2pet",
     )
     add(
         "--smoothing-fwhm MM",
-        f"of the synthetic PET; default {Settings.smoothing_fwhm:g} mm",
+        f"smoothing of the synthetic PET (FWHM); default {Settings.smoothing_fwhm:g} mm",
         not_negative,
     )
     add(
         "--stage",
-        "only bring images into template space, or only synthesize from those; default all",
+        "only bring images into template space, or only synthesize PET from those; default all",
         choices=("all", "preprocess", "synthesize"),
     )
 
@@ -220,8 +222,8 @@ def _add_beyond(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "participant, beyond the paper")
     add(
         "--paper",
-        "follow the paper: divide PET by the 99.9th percentile of the brain, "
-        "not by 2.5 times its mean; --no-overlap. group: --direction both --score-smoothing 0",
+        "follow the paper: divide PET by the 99.9th percentile of the brain, not by "
+        "2.5 times its mean; --no-overlap. group: --direction both --score-smoothing 0",
         action="store_true",
     )
     add(
@@ -272,33 +274,33 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "train")
     add(
         "--models NAME",
-        f"default all: rows of Table 1 ({', '.join(MODELS)}) and tissue, without a network",
+        f"default all: the rows of Table 1 ({', '.join(MODELS)}), and tissue, without a network",
         nargs="+",
         choices=TRAINABLE,
     )
     add(
         "--condition",
-        "beyond the paper: networks take the tissue model's prediction as further input and "
-        f"correct it; these rows, named like {next(iter(CONDITIONED))}, replace the paper's",
+        "beyond the paper: networks take the tissue model's prediction as an additional input, and "
+        f"correct it; these models, such as {next(iter(CONDITIONED))}, replace the paper's",
         choices=(TISSUE,),
     )
     add(
         "--init NAME|PATH",
-        "go on from a generator of the same architecture, or shrink tissue models towards its "
+        "start from a generator of the same architecture, or shrink tissue models towards its "
         "coefficients: default (the tissue model that comes with mri2pet), the name of one in "
-        "OUTPUT_DIR/generators, or a folder; it must have been trained on none of the controls",
+        "OUTPUT_DIR/generators, or a folder; it must not have been trained on any of the controls",
     )
-    add("--epochs N", "at most; default 200 for semi-3D, 100 for 3D-patch, as in the paper", _count)
+    add("--epochs N", "maximum; default 200 for semi-3D, 100 for 3D-patch, as in the paper", _count)
     add("--batch-size N", "default 5 for semi-3D, 10 for 3D-patch, as in the paper", _count)
     add("--width N", "feature maps of the first convolution; default 64", _count)
     add(
         "--patches",
-        "3D-patch: cubes drawn anew for each epoch inside the brain (the default), or all",
+        "3D-patch: cubes inside the brain, drawn anew for each epoch (the default), or all",
         choices=("brain", "all"),
     )
     add(
         "--lpips-weights FILE",
-        "AlexNet and LPIPS v0.1; default: $MRI2PET_LPIPS_WEIGHTS; without, LPIPS is n/a",
+        "AlexNet and LPIPS v0.1; default: $MRI2PET_LPIPS_WEIGHTS; without them, LPIPS is n/a",
         absolute_path,
     )
 
@@ -311,9 +313,9 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--training-set SET",
-        "real (the default): real PET of controls; hybrid: also synthetic PET of those without "
-        "real PET; synthetic: synthetic PET alone. Several in one run; maps of the first go to "
-        "the participants' folders",
+        "real (the default): real PET of controls; hybrid: also synthetic PET of controls without "
+        "a real one; synthetic: only synthetic PET. A run can use several; the maps of the first "
+        "are written to the participants' folders",
         nargs="+",
         choices=TRAINING_SETS,
     )
@@ -325,18 +327,18 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--detectors NAME",
-        f"of {', '.join(DETECTORS)}; default {' '.join(DEFAULT_DETECTORS)}",
+        f"one or more of {', '.join(DETECTORS)}; default {' '.join(DEFAULT_DETECTORS)}",
         nargs="+",
         choices=tuple(DETECTORS),
     )
     add(
         "--detector PATH",
-        "apply a detector of an earlier run, OUTPUT_DIR/detectors/SET; trains nothing",
+        "apply a detector of an earlier run, OUTPUT_DIR/detectors/SET, without training",
         absolute_path,
     )
     add(
         "--direction",
-        "what is abnormal: less uptake than controls have (hypo, the default), more (hyper), or "
+        "which uptake is abnormal: lower than in controls (hypo, the default), higher (hyper), or "
         "either (both, the default with --paper)",
         choices=tuple(DIRECTIONS),
     )
@@ -349,7 +351,7 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--channels NAME",
-        "images that one-class SVMs take patches of: pet "
+        "images from which one-class SVMs take patches: pet "
         "(the default, as in the paper), or t1w+pet",
         choices=CHANNELS,
     )
@@ -364,11 +366,11 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
         f"share of outliers among the controls (one-class SVM); default {Settings.nu:g}",
         _share,
     )
-    add("--clusters N", f"kept for each patient; default {Settings.clusters}", _count)
+    add("--clusters N", f"to keep per patient; default {Settings.clusters}", _count)
     add(
         "--expected-false N",
-        "keep a patient's clusters down to the score that N clusters of a held-out control reach "
-        "on average, such as 0.5 or 1; never more than --clusters",
+        "keep only clusters with a score that, on average, at most N clusters (such as 0.5 or 1) "
+        "of a held-out control reach; never more than --clusters",
         positive,
     )
     add("--min-cluster-size MM3", f"default {Settings.min_cluster_size:g} mm³", not_negative)
@@ -379,27 +381,27 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--atlas NAME",
-        "to name clusters by: an atlas of TemplateFlow, such as Schaefer2018:200Parcels7Networks, "
-        "or two files, labels in the template's space and a table of their names (columns index "
-        "and name); default: the coarse atlas of lobes and nuclei that comes with the app (MNI "
-        "space)",
+        "names for clusters: an atlas of TemplateFlow, such as Schaefer2018:200Parcels7Networks, "
+        "or two files, a label image in the template's space and a table of the names of its "
+        "labels (columns index and name); default: the coarse atlas of lobes and nuclei that comes "
+        "with the app (MNI space)",
         nargs="+",
     )
 
 
 def _add_resources(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "resources")
-    add("--nprocs --nthreads --n-cpus N", "CPUs; default: all that are allowed", _count)
+    add("--nprocs --nthreads --n-cpus N", "CPUs to use; default: all that are available", _count)
     add(
         "--omp-nthreads N",
-        "threads of one step; default: CPUs shared among participants. "
+        "threads per step; default: the CPUs divided among the participants. "
         "Registration is bitwise reproducible only with one thread",
         _count,
     )
-    add("--mem-gb GB", "memory; default: nine tenths of what is allowed", positive)
+    add("--mem-gb GB", "memory to use; default: nine tenths of what is available", positive)
     add(
         "--mem --mem-mb MB",
-        "the same as nipreps' apps take it: in MB, or with a unit (16G)",
+        "the same in the format of nipreps' apps: in MB, or with a unit (16G)",
         _memory,
         dest="mem_gb",
     )
@@ -411,7 +413,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     add("--device", "auto (the default), cpu, cuda or cuda:N", _device)
     add("--use-plugin FILE", "JSON or YAML with plugin and plugin_args of nipype", absolute_path)
     add("-w --work-dir DIR", "default: OUTPUT_DIR/.work", absolute_path)
-    add("--clean-workdir", "delete intermediate files of what succeeded", action="store_true")
+    add("--clean-workdir", "delete intermediate files after success", action="store_true")
     add(
         "--stop-on-first-crash",
         "stop the run at the first participant that fails",
@@ -419,27 +421,27 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--resource-monitor",
-        "write time, CPU time and peak memory of each step to OUTPUT_DIR/logs/*_resources.tsv; not "
-        "of steps that --use-plugin submits to a queue: use the accounting of the queue for those",
+        "write time, CPU time and peak memory of each step to OUTPUT_DIR/logs/*_resources.tsv; for "
+        "steps that --use-plugin submits to a queue, use the accounting of the queue instead",
         action="store_true",
     )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "run")
-    add("--sloppy", "4 mm, coarse registration: only to try things out", action="store_true")
+    add("--sloppy", "4 mm voxels and coarse registration, for testing only", action="store_true")
     add(
         "--dry-run",
-        "print which images would be used, what would be refused, and an estimate of time, memory "
-        "and disk; write nothing; the exit code is that of the run, as far as headers and tables "
+        "print which images would be used or refused, and an estimate of time, memory and disk "
+        "space, and write nothing; the exit code is that of the run, as far as headers and tables "
         "can predict it",
         action="store_true",
     )
-    add("--reports-only", "write reports from the files in OUTPUT_DIR", action="store_true")
+    add("--reports-only", "only write reports, from the files in OUTPUT_DIR", action="store_true")
     add("--boilerplate-only", "print the methods paragraph, and exit", action="store_true")
     add("--config-file TOML", "options by name; the command line overrides it", absolute_path)
     add("--random-seed N", f"default {Settings.random_seed}", _seed)
-    add("--notrack", "accepted; nothing is ever tracked", action="store_true")
+    add("--notrack", "accepted, without effect: nothing is ever tracked", action="store_true")
     add("-v --verbose", "print more; twice: all messages of nipype", action="count")
 
 
@@ -520,9 +522,9 @@ COMMON = (  # arguments that --help shows
 )
 EXAMPLES = """\
 examples:
-  mri2pet BIDS OUT participant               T1w and PET of all in MNI space, and synthetic PET
+  mri2pet BIDS OUT participant               all T1w and PET in MNI space, and synthetic PET
   mri2pet BIDS OUT participant --participant-label 01
-  mri2pet BIDS OUT train --models tissue     a generator of your own controls
+  mri2pet BIDS OUT train --models tissue     a generator trained on your controls
   mri2pet BIDS OUT group -d lesions=MASKS    anomaly maps of patients, with known lesions
   mri2pet quick T1W.nii.gz PET.nii.gz OUT    one person, no BIDS dataset needed
 
@@ -552,7 +554,7 @@ def _read_config(path: Path) -> argparse.Namespace:
     except ValueError as error:  # not TOML, or a number with more digits than Python reads
         raise UsageError(f"{path}: not valid TOML ({error}); correct it") from error
     except RecursionError as error:
-        raise UsageError(f"{path}: lists in lists without end; correct it") from error
+        raise UsageError(f"{path}: nested too deeply; correct it") from error
     for name, value in table.items():
         parser = _options()
         parser.source = f"{path}, line {_line_of(name, text)}"
@@ -578,7 +580,7 @@ def _recorded(path: Path) -> dict[str, object]:
     run_record = read_json(path)
     settings = run_record.get("settings")
     if not isinstance(settings, dict):
-        raise UsageError(f"{path}: no record of a run; give one of OUTPUT_DIR/logs/run-*.json")
+        raise UsageError(f"{path}: not the record of a run; give one of OUTPUT_DIR/logs/run-*.json")
     usual = {field.name: field.default for field in fields(Settings)}
     table: dict[str, object] = {}
     for name, value in settings.items():
@@ -632,7 +634,7 @@ def _with_atlas(settings: Settings, values: list[str]) -> Settings:
     if len(values) != len(("image", "names")):
         raise UsageError(
             f"--atlas {' '.join(values)}: give the name of an atlas of TemplateFlow, or two files, "
-            "an image of labels and the table of their names"
+            "a label image and the table of the names of its labels"
         )
     try:
         image, names = map(absolute_path, values)
@@ -733,7 +735,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         read_names_as_utf8()
     return run_program(
-        lambda: run_command(argv), interrupted="stopped; run the same command again to go on"
+        lambda: run_command(argv), interrupted="stopped; run the same command again to resume"
     )
 
 

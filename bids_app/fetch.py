@@ -55,15 +55,15 @@ def download(url: str, sha256: str, target: Path) -> None:
         except (URLError, TimeoutError, ConnectionError) as error:
             if not tries_left:
                 raise MissingInputError(
-                    f"{url}: cannot be fetched ({error}); do this where there is a network, "
-                    "and copy the result"
+                    f"{url}: cannot be downloaded ({error}); run this on a machine with a network "
+                    "connection, and copy the result"
                 ) from error
             time.sleep(PAUSE)
     found = file_sha256(target)
     if not found.startswith(sha256):
         raise UnusableDataError(
-            f"{url}: is not the file that was expected, for its SHA-256 is {found}; "
-            "something on the way may have changed it"
+            f"{url}: is not the expected file (its SHA-256 is {found}); it may have been changed "
+            "during the download"
         )
 
 
@@ -99,8 +99,8 @@ def fetch_lpips(out: Path) -> None:
     content = save(tensors)
     if hashlib.sha256(content).hexdigest() != FETCHED_SHA256:
         raise UnusableDataError(
-            f"{ALEXNET[0]} and {HEADS[0]}: do not hold the weights published for LPIPS; nothing "
-            "was written"
+            f"{ALEXNET[0]} and {HEADS[0]}: do not contain the published weights of LPIPS; "
+            "nothing was written"
         )
     write_bytes(out, content)
 
@@ -110,8 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="mri2pet-fetch",
         allow_abbrev=False,
-        description="Fetch what cannot come with the package, for machines without a network. "
-        "Containers do this when they are built.",
+        description="Fetch files that do not come with the package, for machines without a "
+        "network. Containers do this when they are built.",
         epilog="Exit codes: 0 done; 64 usage; 65 unusable data; 66 cannot be fetched; 74 cannot "
         "be written.",
     )
@@ -119,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--lpips",
         type=absolute_path,
         metavar="FILE",
-        help="weights of LPIPS, for mri2pet train; give the file by --lpips-weights, or name it "
+        help="weights of LPIPS, for mri2pet train; pass the file to --lpips-weights, or name it "
         "in $MRI2PET_LPIPS_WEIGHTS",
     )
     parser.add_argument(
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Download what is requested and return the exit code of BEP027."""
     if argv is None:
         read_names_as_utf8()
-    return run_program(lambda: _run(argv), interrupted="stopped; what is complete was kept")
+    return run_program(lambda: _run(argv), interrupted="stopped; complete files were kept")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ SPECIAL = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-NOWHERE = "a link that leads nowhere; fetch what it points to"
+NOWHERE = "a broken link; fetch its target"
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # on some shared disks
 
@@ -72,7 +72,7 @@ def size_of(path: Path) -> int:
             raise MissingInputError(
                 f"{path}: no such file; check the dataset, or fetch its content"
             ) from error
-        raise ReadWriteError(f"{path}: cannot be looked at ({error.strerror})") from error
+        raise ReadWriteError(f"{path}: is not accessible ({error.strerror})") from error
     fault = why_no_file(path)
     if fault is not None:
         raise UnusableDataError(f"{path}: is {fault}")
@@ -110,8 +110,8 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
     if len(content) > largest:
         raise UnusableDataError(
-            f"{path}: has {_megabytes(size)} MB, and no such file has more than "
-            f"{_megabytes(largest)}; correct it"
+            f"{path}: has {_megabytes(size)} MB, but such files have at most "
+            f"{_megabytes(largest)} MB; correct it"
         )
     try:
         return content.decode("utf-8-sig")

@@ -138,10 +138,10 @@ def _parse(path: Path, content: bytes) -> nib.Nifti1Header:
                 return header
     if any(content.startswith(mark) for mark in POINTERS):
         raise MissingInputError(
-            f"{path}: holds no image, but where Git LFS or git-annex keep one; fetch its content"
+            f"{path}: is a pointer of Git LFS or git-annex, not an image; fetch its content"
         )
     raise UnusableDataError(
-        f"{path}: not a NIfTI image, or its beginning is damaged; copy it again, or convert it to "
+        f"{path}: not a NIfTI image, or its header is damaged; copy it again, or convert it to "
         "NIfTI-1 or NIfTI-2"
     )
 
@@ -150,8 +150,8 @@ def _shape(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
     axes, *lengths = (int(length) for length in header["dim"])
     if not 1 <= axes <= MOST_AXES or min(lengths[:axes]) < 1:
         raise UnusableDataError(
-            f"{path}: its header says {axes} axes of length {lengths}, which cannot be; copy or "
-            "convert it again"
+            f"{path}: its header claims {axes} axes of lengths {lengths}, which is impossible; "
+            "copy or convert it again"
         )
     full = tuple(lengths[:axes])
     shape = full[:3] + tuple(length for length in full[3:] if length > 1)
@@ -164,21 +164,21 @@ def _stored(path: Path, header: nib.Nifti1Header) -> np.dtype:
     code = int(header["datatype"])
     if code not in nib.nifti1.data_type_codes.code:
         raise UnusableDataError(
-            f"{path}: its header says data of type {code}, which NIfTI does not have; convert it "
+            f"{path}: its header gives data type {code}, which NIfTI does not define; convert it "
             "again"
         )
     stored = header.get_data_dtype()
     if stored.kind not in "iuf":
         name = nib.nifti1.data_type_codes.label[code]
         kind = "complex numbers" if stored.kind == "c" else "colours" if stored.names else "data"
-        advice = "save its magnitude" if stored.kind == "c" else "save one number a voxel"
+        advice = "save its magnitude" if stored.kind == "c" else "save one number per voxel"
         raise UnusableDataError(
-            f"{path}: holds {kind} of type {name or code}, not one intensity per voxel; {advice}"
+            f"{path}: contains {kind} of type {name or code}, not one intensity per voxel; {advice}"
         )
     bits = int(header["bitpix"])
     if bits not in (0, 8 * stored.itemsize):  # 0: not given, so that only the type counts
         raise UnusableDataError(
-            f"{path}: its header says {bits} bits per voxel (bitpix) of {stored.name}, which "
+            f"{path}: its header gives {bits} bits per voxel (bitpix) for {stored.name}, which "
             f"has {8 * stored.itemsize}; copy or convert it again"
         )
     return stored
@@ -189,7 +189,7 @@ def _offset(path: Path, header: nib.Nifti1Header) -> int:
     if not least <= offset <= LARGEST_EXTENSIONS or offset != int(offset):
         raise UnusableDataError(
             f"{path}: its header says that voxels begin at byte {offset:g} (vox_offset), which "
-            "cannot be; copy or convert it again"
+            "is impossible; copy or convert it again"
         )
     return int(offset)
 
@@ -272,13 +272,13 @@ def _confirmed_orientation(
 ) -> tuple[Affine, tuple[str, ...]]:
     if not orientation:
         raise UnusableDataError(
-            f"{path}: its header cannot tell left from right (the codes of sform and qform are "
-            "both 0); find out how its voxels are ordered, then give --assume-orientation with an "
+            f"{path}: its header does not define left and right (the codes of sform and qform are "
+            "both 0); find out the order of its voxels, then give --assume-orientation with an "
             "axis code such as LAS or RAS, or correct the header"
         )
     note = (
-        f"{path.name}: its header cannot tell left from right; {orientation} was assumed, as "
-        "--assume-orientation says. If that is wrong, left and right are exchanged."
+        f"{path.name}: its header does not define left and right; {orientation} was assumed, as "
+        "--assume-orientation says. If that is wrong, left and right are swapped."
     )
     return assumed_affine(shape, _zooms(header), orientation), (note,)
 
@@ -287,7 +287,7 @@ def _disagreement(
     path: Path, shape: tuple[int, ...], sform: Affine, qform: Affine
 ) -> Iterator[str]:
     """Yield a note if sform and qform place an image differently."""
-    used = "the sform was used, as nibabel and SPM do"
+    used = "the sform was used, as in nibabel and SPM"
     codes = ["".join(nib.aff2axcodes(affine)) for affine in (sform, qform)]
     corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)], dtype=np.float64)
     corners[:, :3] *= np.array(shape[:3]) - 1
@@ -295,12 +295,12 @@ def _disagreement(
     if (qform @ np.linalg.inv(sform))[0, 0] < 0:
         yield (
             f"{path.name}: sform ({codes[0]}) and qform ({codes[1]}) of its header disagree about "
-            f"left and right; {used}. If it is wrong, left and right are exchanged: look at it."
+            f"left and right; {used}. If it is wrong, left and right are swapped: check the image."
         )
     elif apart > LARGEST_SHIFT:
         yield (
-            f"{path.name}: sform ({codes[0]}) and qform ({codes[1]}) of its header lie up to "
-            f"{apart:.0f} mm apart; {used}."
+            f"{path.name}: sform ({codes[0]}) and qform ({codes[1]}) of its header differ by up to "
+            f"{apart:.0f} mm; {used}."
         )
 
 
@@ -310,7 +310,7 @@ def _refuse_absurd_affine(path: Path, affine: Affine, shape: tuple[int, ...]) ->
     zooms = np.array(zooms_of(affine))
     if zooms.min() < SMALLEST_ZOOM or zooms.max() > LARGEST_ZOOM:
         size = " × ".join(f"{zoom:.3g}" for zoom in zooms)
-        raise UnusableDataError(f"{path}: its affine says voxels of {size} mm; {CORRECT}")
+        raise UnusableDataError(f"{path}: its affine gives voxels of {size} mm; {CORRECT}")
     extent = zooms * np.array(shape[:3], dtype=np.float64)
     if extent.min() < SMALLEST_FIELD_OF_VIEW or extent.max() > LARGEST_FIELD_OF_VIEW:
         size = " × ".join(f"{side:.0f}" for side in extent)

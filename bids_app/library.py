@@ -187,16 +187,17 @@ def _refuse(image: nifti.Image, grid: Grid, card: Card, name: str) -> None:
     low, high = float(np.min(image.data)), float(np.max(image.data))
     if not (np.isfinite(low + high) and low >= -ROUNDING and high <= 1 + ROUNDING):
         raise UnusableDataError(
-            f"{name}: intensities are {low:.3g} to {high:.3g} instead of 0 to 1; use what "
-            "register_to_mni writes"
+            f"{name}: intensities are {low:.3g} to {high:.3g} instead of 0 to 1; use the "
+            "output of register_to_mni"
         )
     check_space(card, grid, card.template)
     brain, template = image.data > 0, mask_on(card.template, grid)
     overlap = dice(brain, template)
     if overlap < LEAST_DICE:
         raise UnusableDataError(
-            f"{name}: its voxels above 0 overlap with the brain of {card.template} by a Dice of "
-            f"{overlap:.2f}, so it is no brain in that space; use what register_to_mni writes"
+            f"{name}: its voxels above 0 overlap with the brain of {card.template} with a Dice of "
+            f"only {overlap:.2f}, so it is not a brain in that space; use the output of "
+            "register_to_mni"
         )
 
 

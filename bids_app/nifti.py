@@ -106,20 +106,20 @@ def _refuse_size(path: Path, header: Header, size: int, *, compressed: bool) -> 
     limit = size * DEFLATE if compressed else size
     if claimed > limit:
         raise UnusableDataError(
-            f"{path}: truncated or damaged (its header says {_count(claimed)}, the file holds "
+            f"{path}: truncated or damaged (its header claims {_count(claimed)}, the file has "
             f"{_count(size)}); {AGAIN}"
         )
     if compressed and claimed > max(LARGE, size * PLAUSIBLE):
         raise UnusableDataError(
-            f"{path}: its header says {_count(claimed)} in a file of {_count(size)}, and no image "
-            f"of a head can be compressed so much; {AGAIN}"
+            f"{path}: its header claims {_count(claimed)} in a file of {_count(size)}, but no "
+            f"image of a head can be compressed that much; {AGAIN}"
         )
     needed = header.bytes + header.bytes // header.stored.itemsize * np.dtype(np.float32).itemsize
     if needed > _memory():
         raise UnusableDataError(
-            f"{path}: to read it takes {_count(needed)} of memory, and there are "
-            f"{_count(_memory())}; use a machine with more, or convert it again if it is not so "
-            "large"
+            f"{path}: reading it requires {_count(needed)} of memory, but only "
+            f"{_count(_memory())} are available; use a machine with more memory, or convert it "
+            "again if it should be smaller"
         )
 
 
@@ -217,8 +217,8 @@ def check_grid(path: Path, grid: Grid) -> None:
     """
     if not lies_on(path, grid):
         raise UnusableDataError(
-            f"{path}: lies on another grid than --bounding-box and --resolution say; run the "
-            "participant level again with the same"
+            f"{path}: its grid is not that of --bounding-box and --resolution; run the participant "
+            "level again with the same values"
         )
 
 
@@ -300,8 +300,8 @@ def _finish(path: Path, file: gzip.GzipFile) -> None:
         beyond += len(piece)
         if beyond > LARGEST_TAIL:
             raise UnusableDataError(
-                f"{path}: holds more than the {_count(LARGEST_TAIL)} that may follow its voxels; "
-                "its header and its content are not of one image; convert it again"
+                f"{path}: more than {_count(LARGEST_TAIL)} follow its voxels, so its header does "
+                "not belong to its content; convert it again"
             )
 
 
@@ -320,12 +320,12 @@ def _scale(stored: np.ndarray, header: Header) -> tuple[np.ndarray, str]:
         usual = max(usual, float(size.max(initial=0, where=~beyond)))
     if peak == 0 or SMALLEST <= peak <= LARGEST:
         return data, ""
-    sentence = f"{peak:.2g}, and 32-bit floats do not hold them"
+    sentence = f"{peak:.2g}, which 32-bit floats cannot represent"
     if 0 < broken <= FEW * stored.size and usual < np.sqrt(LARGEST):
-        return data, f"{sentence}; voxels beyond were clipped: {broken}"
+        return data, f"{sentence}; voxels that were clipped: {broken}"
     for k in range(stored.shape[-1]):
         data[..., k] = _true(stored[..., k], header) / peak
-    return data, f"{sentence}; they were divided by {peak:.6g}"
+    return data, f"{sentence}; all were divided by {peak:.6g}"
 
 
 def _true(stored: np.ndarray, header: Header) -> np.ndarray:
@@ -375,13 +375,13 @@ def check_labels(path: Path, *, orientation: str = "") -> None:
     image = load(path, orientation=orientation)
     if image.data.ndim != 3:
         raise UnusableDataError(
-            f"{path}: has {image.data.ndim} axes, and labels have three; give a single volume"
+            f"{path}: has {image.data.ndim} axes, but a label image has three; give a single volume"
         )
     known = image.data[np.isfinite(image.data)]
     if np.abs(known - np.rint(known)).max(initial=0) > NEARLY_WHOLE:
         raise UnusableDataError(
-            f"{path}: not all of its values are whole numbers, so they are no labels; set a "
-            "threshold, 0.5 for instance, and save 0 and 1"
+            f"{path}: some values are not integers, so this is not a label image; apply a "
+            "threshold, such as 0.5, and save 0 and 1"
         )
 
 
@@ -424,8 +424,8 @@ def save(image: Image, path: Path | str, *, description: str = "") -> None:
     odd = int(image.data.size - np.isfinite(image.data).sum())
     if odd:
         raise UnusableDataError(
-            f"{path}: was not written, as {odd} of its voxels would be NaN or infinite; look at "
-            "what it is made from"
+            f"{path}: was not written, because {odd} of its voxels would be NaN or infinite; look "
+            "at the images that it was computed from"
         )
     image_file = to_nibabel(image)
     image_file.header["descrip"] = description

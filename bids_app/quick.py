@@ -39,7 +39,7 @@ ENDINGS = (".nii.gz", ".nii")
 PIECE = 1 << 20  # bytes compared at once
 FEWEST_PATHS, MOST_PATHS = 2, 3  # paths: T1W OUT, or T1W PET OUT
 DESCRIPTION = {"Name": "Images given to mri2pet quick", "BIDSVersion": "1.10.0"}
-README = "Images given to `mri2pet quick`, under the names that BIDS gives them.\n"
+README = "Images given to `mri2pet quick`, renamed according to BIDS.\n"
 FDG = {"TracerName": "FDG", "TracerRadionuclide": "F18"}  # sidecar for a PET without one
 
 
@@ -54,7 +54,12 @@ def build_parser() -> Parser:
         epilog="The synthetic PET is written on the T1w's own grid and in MNI space; the report is "
         "OUT/sub-X.html.",
     )
-    parser.add_argument("paths", nargs="+", metavar="T1W [PET] OUT", help=".nii or .nii.gz; folder")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="T1W [PET] OUT",
+        help="images (.nii or .nii.gz), and the output folder",
+    )
     return parser
 
 
@@ -171,7 +176,7 @@ def _put(source: Path, target: Path, metadata: Mapping[str, object]) -> None:
     is_present = _is_whole(target)
     if is_present and not _holds(target, source):
         raise UsageError(
-            f"{source}: another image is in this output under the label that its name gives "
+            f"{source}: its name gives a label that another image in the output folder has "
             f"({target}); choose another output folder, or name the file sub-LABEL_T1w"
         )
     sidecar, copied_sidecar = (path.with_name(f"{_stem(path)}.json") for path in (source, target))
@@ -262,5 +267,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         read_names_as_utf8()
     words = sys.argv[2:] if argv is None else argv
     return run_program(
-        lambda: _run(words), interrupted="stopped; run the same command again to go on"
+        lambda: _run(words), interrupted="stopped; run the same command again to resume"
     )

@@ -197,7 +197,7 @@ def choose_device(device: str) -> str:
         if device == "auto":
             return "cpu"
         raise UsageError(
-            f"--device {device}: PyTorch is installed without CUDA; install its build with CUDA, "
+            f"--device {device}: PyTorch is installed without CUDA; install a build with CUDA, "
             "or leave --device out"
         )
     if device != "auto":

@@ -10,7 +10,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 from bids_app.lifeline import ended_by_signals, exit_with
 
-SENTENCE = "stopped before anything was begun"
+SENTENCE = "stopped before anything was started"
 
 
 def begin(program: str) -> NoReturn:

@@ -58,16 +58,16 @@ def parse_object(text: str) -> Json:
     {'a': 1}
     >>> parse_object('{"a": 1, "a": 2}')
     Traceback (most recent call last):
-    ValueError: a stands in it twice
+    ValueError: duplicate key a
     """
     try:
         values = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse_constant)
     except RecursionError as error:
-        raise ValueError("lists in lists without end") from error
+        raise ValueError("nested too deeply") from error
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
     if _depth(values) > DEEPEST:
-        raise ValueError(f"more than {DEEPEST} lists in one another")
+        raise ValueError(f"nested more than {DEEPEST} levels deep")
     return values
 
 
@@ -75,12 +75,12 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)} stands in it twice")
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)}")
     return values
 
 
 def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a valid number")
 
 
 def _depth(value: dict[str, object]) -> int:
@@ -113,7 +113,7 @@ def refuse_odd(
     """
     unknown = sorted(values.keys() - checks.keys())
     if unknown:
-        raise ValueError(f"field {unknown[0][:40]!r} is not known")
+        raise ValueError(f"field {unknown[0][:40]!r} is unknown")
     missing = sorted(checks.keys() - values.keys() - set(optional.split()))
     if missing:
         raise ValueError(f"field {missing[0]} is missing")
@@ -261,7 +261,7 @@ def shapes_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(HEADER_SIZE), "little")
     if not 0 < size <= min(LARGEST_HEADER, path.stat().st_size - HEADER_SIZE):
-        raise ValueError("no header of safetensors, or one that does not fit into the file")
+        raise ValueError("no safetensors header, or one that does not fit into the file")
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

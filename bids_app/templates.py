@@ -79,7 +79,7 @@ def _templateflow(wanted: str) -> ModuleType:
         from templateflow import api
     except OSError as error:
         raise CannotCreateError(
-            f"{wanted}: TemplateFlow cannot make its folder ({error}); set TEMPLATEFLOW_HOME"
+            f"{wanted}: TemplateFlow cannot create its folder ({error}); set TEMPLATEFLOW_HOME"
         ) from error
     return cast(ModuleType, api)
 
@@ -103,8 +103,8 @@ def of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
             paths = templateflow.get(name, resolution=1, extension=".nii.gz", **query)
         except Exception as error:
             raise MissingInputError(
-                f"template {name}: TemplateFlow cannot give it ({error}); check the name, or fetch "
-                f"it where there is a network: mri2pet-fetch --template {name}"
+                f"template {name}: TemplateFlow cannot provide it ({error}); check the name, or "
+                f"fetch it on a machine with a network: mri2pet-fetch --template {name}"
             ) from error
         paths = paths if isinstance(paths, list) else [paths]
         if not paths or not paths[0].exists():
@@ -173,8 +173,8 @@ def atlas_of_templateflow(name: str, template: str) -> tuple[Path, Path]:
         if table is None or len(listed(space, **image)) != 1:
             continue
         absent = (
-            f"atlas {name}: is not on this machine, and cannot be downloaded; fetch it where there "
-            f"is a network: mri2pet-fetch --atlas {name}"
+            f"atlas {name}: is not on this machine, and cannot be downloaded; fetch it on a "
+            f"machine with a network: mri2pet-fetch --atlas {name}"
         )
         try:
             with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # hide download messages
@@ -191,8 +191,8 @@ def atlas_of_templateflow(name: str, template: str) -> tuple[Path, Path]:
         if (entities := NAMED.search(path.name))
     }
     raise MissingInputError(
-        f"atlas {name}: TemplateFlow has none with a table of names for {template}; it has "
-        f"{', '.join(sorted(others)) or 'no atlas there'}"
+        f"atlas {name}: TemplateFlow has no such atlas with a table of names for {template}; it "
+        f"has {', '.join(sorted(others)) or 'none'}"
     )
 
 
@@ -255,14 +255,14 @@ def _refuse_absurd(grid: Grid, mask: nifti.Image, name: str) -> None:
     size = " × ".join(map(str, grid.shape))
     if min(grid.shape) < FEWEST or np.prod(grid.shape, dtype=float) > MOST:
         raise UsageError(
-            f"--bounding-box and --resolution make a grid of {size} voxels; change one of them"
+            f"--bounding-box and --resolution result in a grid of {size} voxels; change one of them"
         )
     steps = np.linalg.inv(grid.affine) @ mask.affine
     planes = np.flatnonzero(mask.data.any(axis=(1, 2)))
     if not any(_holds(grid, steps, mask.data[i : i + 1], i) for i in map(int, planes)):
         raise UsageError(
-            f"--bounding-box: holds nothing of the brain of {name}; give x0 y0 z0 x1 y1 z1 in mm, "
-            "RAS+"
+            f"--bounding-box: contains no part of the brain of {name}; give x0 y0 z0 x1 y1 z1 in "
+            "mm, RAS+"
         )
 
 

@@ -135,8 +135,8 @@ def double(path, image):
     [
         (shorten, "truncated or damaged"),
         (garble, "truncated or damaged"),
-        (soften, "not all of its values are whole numbers, so they are no labels; set a threshold"),
-        (double, "has 4 axes, and labels have three; give a single volume"),
+        (soften, "some values are not integers, so this is not a label image; apply a threshold"),
+        (double, "has 4 axes, but a label image has three; give a single volume"),
     ],
 )
 def test_a_mask_that_would_be_misread_is_refused(tmp_path, spoil, words):

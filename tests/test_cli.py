@@ -240,8 +240,8 @@ def test_a_wrong_command_line_is_64(argv, capsys):
         ([*WHERE, "--colour"], "unrecognized arguments: --colour; see"),
         (
             ["--participant-label", "01", "02", *WHERE],
-            "an option that takes several values has taken them, so give BIDS_DIR OUTPUT_DIR LEVEL "
-            "first; see",
+            "give BIDS_DIR OUTPUT_DIR LEVEL first, because an option that takes several values has "
+            "taken them; see",
         ),
         (["bids", "--sloppy"], "arguments are required: output_dir"),
     ],
@@ -309,7 +309,7 @@ def test_the_record_of_a_run_gives_its_settings_back(tmp_path):
         settings, nprocs=2, resolution=1.0
     )
     record.write_text('{"date": "today"}')
-    with pytest.raises(UsageError, match="no record of a run"):
+    with pytest.raises(UsageError, match="not the record of a run"):
         parse("--config-file", str(record))
 
 
@@ -398,7 +398,7 @@ def test_a_name_of_derivatives_that_is_not_known_is_told_with_those_that_are(cap
     with pytest.raises(SystemExit):
         parse("--derivatives", "lesion=/masks")
     assert (
-        "'lesion' is not known; NAME is lesions, fmriprep, smriprep, petprep, clinica or mni"
+        "'lesion' is unknown; NAME must be lesions, fmriprep, smriprep, petprep, clinica or mni"
         in capsys.readouterr().err
     )
 

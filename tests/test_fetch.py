@@ -60,7 +60,7 @@ def test_other_tensors_are_refused_and_what_was_there_stays(net, monkeypatch, ca
 
 
 def test_another_file_than_expected_is_refused(net):
-    with pytest.raises(UnusableDataError, match=r"HEADS\.pth: is not the file that was expected"):
+    with pytest.raises(UnusableDataError, match=r"HEADS\.pth: is not the expected file"):
         download((net / "HEADS.pth").as_uri(), "0123", net / "copy")
 
 
@@ -69,8 +69,8 @@ def test_without_a_network_a_sentence_says_what_to_do(net, monkeypatch, capsys):
     assert main(["--lpips", str(net / "out.safetensors")]) == 66
     said = capsys.readouterr().err
     assert said.startswith("error: file:")
-    assert "nowhere: cannot be fetched" in said
-    assert "where there is a network" in said
+    assert "nowhere: cannot be downloaded" in said
+    assert "on a machine with a network" in said
     assert said.count("\n") == 1
     assert not (net / "out.safetensors").exists()
 

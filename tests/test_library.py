@@ -84,7 +84,7 @@ def shifted(image):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (shifted, "so it is no brain in that space"),
+        (shifted, "so it is not a brain in that space"),
         (lambda t1w: nib.Nifti1Image(900 * t1w.get_fdata(), t1w.affine), "instead of 0 to 1"),
         (lambda _: nib.Nifti1Image(np.ones((9, 9, 9, 2), np.float32), np.eye(4)), "4 axes"),
         (

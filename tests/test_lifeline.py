@@ -280,7 +280,7 @@ def test_a_program_can_be_told_to_end_while_it_is_loaded(begin, tmp_path, number
     wait_until((tmp_path / "loading").exists)
     run.send_signal(number)
     _, said = run.communicate(timeout=SOON)
-    assert (run.returncode, said) == (code, "stopped before anything was begun\n")
+    assert (run.returncode, said) == (code, "stopped before anything was started\n")
     assert not family(mark)
 
 

@@ -115,7 +115,7 @@ def test_another_image_of_the_same_label_replaces_nothing(files, tmp_path):
     other = files / "other"
     other.mkdir()
     (other / "AnnB.nii").write_bytes((files / "pet.nii").read_bytes())
-    with pytest.raises(UsageError, match=r"AnnB\.nii: another image is in this output"):
+    with pytest.raises(UsageError, match=r"AnnB\.nii: its name gives a label that another image"):
         quick.make_dataset(other / "AnnB.nii", None, root)
     assert copy.read_bytes() == before
     (other / "AnnB.nii").write_bytes(gzip.decompress((files / "Ann B.nii.gz").read_bytes()))

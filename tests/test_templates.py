@@ -162,7 +162,7 @@ def test_a_template_of_templateflow_is_used(tmp_path, mine):
 def test_a_grid_holds_something_of_the_brain(tmp_path, mine, x, held):
     """Of this one, whose mask begins in plane 5, at -58 mm, and ends in plane 29, at 38 mm."""
     grid = grid_of_box((x, -112, -50, x + 100, 76, 85), 4.0)
-    outcome = nullcontext() if held else pytest.raises(UsageError, match="nothing of the brain")
+    outcome = nullcontext() if held else pytest.raises(UsageError, match="no part of the brain")
     with outcome:
         prepare("Mine", grid, tmp_path, registration_resolution=4.0, write=False)
 
@@ -212,7 +212,7 @@ def test_an_atlas_of_templateflow_comes_with_its_names(fetched, name, template, 
 def test_an_atlas_that_templateflow_has_not_is_told_with_those_it_has(fetched):
     with pytest.raises(MissingInputError, match=r"atlas Nosuch: .* it has .*HOCPA:th0, HOCPA:th25"):
         atlas_of_templateflow("Nosuch", OWN)
-    with pytest.raises(MissingInputError, match="for Nowhere; it has no atlas there"):
+    with pytest.raises(MissingInputError, match="for Nowhere; it has none"):
         atlas_of_templateflow("HOCPA:th25", "Nowhere")
 
 

@@ -178,7 +178,7 @@ def test_a_template_that_was_fetched_beforehand_is_bound(image, bids, tmp_path):
     options = (*AS_A_CLUSTER, *place, "-v", f"{fetched}:/fetched", "--entrypoint", "mri2pet-fetch")
     run = run_image(image, "--template", name, options=options, check=False)
     assert run.returncode == 66
-    assert f"\nerror: template {name}: TemplateFlow cannot give it (" in run.stderr
+    assert f"\nerror: template {name}: TemplateFlow cannot provide it (" in run.stderr
     images = {"T1w": load_mni152_template(1), "desc-brain_mask": load_mni152_brain_mask(1)}
     for suffix, stored_image in images.items():
         path = fetched / "templateflow" / f"tpl-{name}" / f"tpl-{name}_res-01_{suffix}.nii.gz"
