@@ -314,8 +314,8 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     add(
         "--training-set SET",
         "real (the default): real PET of controls; hybrid: also synthetic PET of controls without "
-        "a real one; synthetic: only synthetic PET. A run can use several; the maps of the first "
-        "are written to the participants' folders",
+        "a real one; synthetic: only synthetic PET. A run can use several; maps of the first go to "
+        "the participants' folders",
         nargs="+",
         choices=TRAINING_SETS,
     )
@@ -398,10 +398,10 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         "Registration is bitwise reproducible only with one thread",
         _count,
     )
-    add("--mem-gb GB", "memory to use; default: nine tenths of what is available", positive)
+    add("--mem-gb GB", "memory; default: nine tenths of what is available", positive)
     add(
         "--mem --mem-mb MB",
-        "the same in the format of nipreps' apps: in MB, or with a unit (16G)",
+        "the same as in nipreps' apps: in MB, or with a unit (16G)",
         _memory,
         dest="mem_gb",
     )

@@ -409,7 +409,7 @@ def test_a_dry_run_tells_which_of_several_images_is_used(raw, rng, run):
         "1 has problems (sub-02)",
         "2 T1w images are equally good: sub-01_acq-a_T1w.nii.gz is used, the first by run",
         "because it has no contrast agent (ce-); choose with --bids-filter-file",
-        "its name says trc-18FFDG, its sidecar TracerName 'PIB'",
+        "its name says trc-18FFDG, but its sidecar TracerName 'PIB'",
     ):
         assert words in said
 

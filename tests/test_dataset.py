@@ -351,7 +351,7 @@ def test_pet_without_t1w_goes_to_the_nearest_session(raw):
     ]
     assert selection.visits[0].notes == (
         "PET of ses-2 has no T1w of its own session; T1w of ses-1 is used, 1 apart by the numbers "
-        "of their labels",
+        "in their labels",
     )
 
 

@@ -715,7 +715,7 @@ def test_loops_of_links_are_told(raw):
     assert len(said) == 3
     assert f"{root}/sub-04: there is a file, but it is a broken link" in said[2]
     assert "ses-a, but it lies in ses-b" in said[0]
-    assert "nowhere" in said[1]
+    assert "broken link" in said[1]
 
 
 # The table of participants

@@ -227,9 +227,9 @@ def test_vouching_changes_nothing_where_the_header_knows(tmp_path, head):
     [
         (np.diag([-1, 1, 1, 1]), "left and right"),
         (np.diag([-1, -1, 1, 1]), "left and right"),  # as handed as before
-        (np.diag([1, -1, 1, 1]), "mm apart"),
-        (nib.affines.from_matvec(np.eye(3), (9, 0, 0)), "9 mm apart"),
-        (nib.affines.from_matvec(nib.eulerangles.euler2mat(0.3), (0, 0, 0)), "mm apart"),
+        (np.diag([1, -1, 1, 1]), "differ by up to"),
+        (nib.affines.from_matvec(np.eye(3), (9, 0, 0)), "by up to 9 mm"),
+        (nib.affines.from_matvec(nib.eulerangles.euler2mat(0.3), (0, 0, 0)), "differ by up to"),
     ],
 )
 def test_forms_that_disagree_are_told_and_the_sform_counts(tmp_path, head, turn, words):
@@ -266,7 +266,7 @@ def test_what_is_not_one_number_a_voxel_is_refused(tmp_path, head, kind, words):
     data = np.zeros(SHAPE, kind)
     path = tmp_path / "a.nii.gz"
     nib.save(nib.Nifti1Image(data, head[1]), path)
-    with pytest.raises(UnusableDataError, match=rf"a\.nii\.gz: holds {words}"):
+    with pytest.raises(UnusableDataError, match=rf"a\.nii\.gz: contains {words}"):
         nifti.check_header(path)
 
 
@@ -288,7 +288,7 @@ def test_what_is_not_one_number_a_voxel_is_refused(tmp_path, head, kind, words):
         ({"datatype": 99}, "type 99"),
         ({"bitpix": 64}, "64 bits per voxel"),
         ({"datatype": 2}, "bits per voxel"),
-        ({"datatype": 1536}, "holds data"),
+        ({"datatype": 1536}, "contains data"),
         ({"scl_slope": 1, "scl_inter": np.inf}, "scl_inter"),
         ({"magic": b"abc"}, "not a NIfTI"),
     ],
@@ -315,7 +315,7 @@ def test_a_file_that_cannot_hold_what_it_says_is_refused_by_its_header(
 ):
     content = patched(coded(*head), dim=[4, 17, 14, 11, frames, 1, 1, 1])
     path = write(tmp_path / name, content)
-    with pytest.raises(UnusableDataError, match=rf"{name}: truncated .*its header says"):
+    with pytest.raises(UnusableDataError, match=rf"{name}: truncated .*its header claims"):
         nifti.check_header(path)
 
 

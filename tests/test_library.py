@@ -89,7 +89,7 @@ def shifted(image):
         (lambda _: nib.Nifti1Image(np.ones((9, 9, 9, 2), np.float32), np.eye(4)), "4 axes"),
         (
             lambda t1w: nib.Nifti1Image(t1w.get_fdata() + 0.5 * (t1w.get_fdata() == 0), t1w.affine),
-            "no brain",
+            "not a brain",
         ),
     ],
     ids=["elsewhere", "not scaled", "two volumes", "with background"],
