@@ -849,7 +849,7 @@ def test_a_synthetic_pet_of_another_generator_is_not_compared(out, tmp_path, cap
         (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"), (65, "SHA-256 is not")),
         (lambda path: path.unlink(), (66, "no such file; the card beside it needs it")),
         (lambda path: (path.parents[1] / "card.json").write_text("{}"), (65, "not the card of")),
-        (lambda path: (path.parents[1] / "card.json").unlink(), (66, "wants a folder")),
+        (lambda path: (path.parents[1] / "card.json").unlink(), (66, "give --detector a folder")),
         (lambda path: (path.parents[1] / CONTROL_CLUSTERS).unlink(), (66, "no such file; the c")),
         (lambda path: (path.parents[1] / CONTROL_CLUSTERS).write_text(""), (65, "SHA-256 is not")),
     ],

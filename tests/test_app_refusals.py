@@ -144,6 +144,14 @@ REFUSED = [
 ]
 
 
+@pytest.fixture
+def no_slurm(monkeypatch):
+    """Hide SLURM if this machine has it."""
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "sbatch" else which(name))
+
+
+@pytest.mark.usefixtures("no_slurm")
 @pytest.mark.parametrize(
     ("level", "options", "code"), REFUSED, ids=[" ".join((a, *b)) for a, b, _ in REFUSED]
 )

@@ -328,7 +328,7 @@ def test_controls_that_are_all_unusable_end_the_run(out, tmp_path, capsys):
     for label in CONTROLS:
         # the grid is taken from the T1w that are there, so that it is the PET that lies on another
         pet = f"sub-{label}_trc-18FFDG_space-{TEMPLATE}_res-4_desc-preproc_pet.nii.gz"
-        assert f"{pet}: lies on another grid" in said
+        assert f"{pet}: its grid is not that of" in said
     assert "0 subject(s)" not in said
     assert "Traceback" not in said
     assert not (there / "table1.tsv").exists()

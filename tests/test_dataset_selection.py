@@ -583,7 +583,7 @@ def test_a_table_of_sessions_that_is_no_file_is_as_if_it_were_not_there(raw):
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        ("sub-01_T1w.NII.GZ", "small letters"),
+        ("sub-01_T1w.NII.GZ", "lower case"),
         ("sub-01_T1w.img", "Analyze"),
         ("T1w.hdr", "Analyze"),
         ("sub-01_T1w.mgz", "FreeSurfer"),
@@ -786,7 +786,7 @@ def test_labels_that_may_be_two_are_matched_to_none(tmp_path, ids, present):
         assert people == {"A": {"group": "control"}}
     else:
         assert set(people) == set(ids)
-        assert re.search("may be sub-(0|AA, sub-Aa)", remarks[0])
+        assert re.search("could be sub-(0|AA, sub-Aa)", remarks[0])
     assert f"has no row for sub-{present[-1]}" in remarks[-1] or "has no row" in remarks[-1]
 
 

@@ -213,7 +213,7 @@ def test_a_pet_without_any_t1w_is_refused(out):
     write_json(sidecar_path(real), {"Sources": []})
     assert find_preprocessed(out, TEMPLATE, 1.0)[0].pets == (real,)  # the one on the T1w says it
     write_json(sidecar_path(paths.pets[0].in_t1w), {})
-    with pytest.raises(UnusableDataError, match=f"{real.name}: no T1w"):
+    with pytest.raises(UnusableDataError, match=f"{real.name}: the T1w to which it is aligned"):
         find_preprocessed(out, TEMPLATE, 1.0)
 
 

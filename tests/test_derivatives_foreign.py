@@ -113,7 +113,7 @@ def test_who_is_not_there_is_computed_and_told(raw, fmriprep, head):
         assert visits[subject].t1w.derived is None
         assert visits[subject].notes == (
             "fmriprep or smriprep has no preprocessed T1w with a brain mask of "
-            f"{label}, which is computed from the raw images",
+            f"{label}, so both are computed from the raw images",
         )
 
 
@@ -506,7 +506,7 @@ def test_a_mask_on_another_grid_is_refused(raw, fmriprep, head):
 def test_a_t1w_named_after_another_is_refused(raw, fmriprep, head):
     t1w = add_anatomy(fmriprep, "02", head)
     other = t1w.rename(t1w.with_name("sub-01_desc-preproc_T1w.nii.gz"))
-    refused(raw, other, "another participant", "move it", fmriprep=fmriprep)
+    refused(raw, other, "different participants", "move it", fmriprep=fmriprep)
 
 
 def test_a_t1w_made_of_anothers_images_is_refused(raw, fmriprep, head):

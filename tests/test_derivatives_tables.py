@@ -168,7 +168,7 @@ def test_a_table_that_is_no_text(tmp_path):
     ],
 )
 def test_nobody_matches(out, query, values):
-    with pytest.raises(UnusableDataError, match=rf"participants\.tsv: nobody .*; {values}"):
+    with pytest.raises(UnusableDataError, match=rf"participants\.tsv: no participant .*; {values}"):
         select(out, query)
 
 

@@ -100,7 +100,7 @@ def test_an_image_on_another_grid_is_refused(tmp_path, rng, visit, name, grid):
     shape, affine = grid
     other = images(rng, shape)[0]
     put(inputs, name, write("other", other, affine))
-    with pytest.raises(UnusableDataError, match=r"other\.nii\.gz: lies on another grid than"):
+    with pytest.raises(UnusableDataError, match=r"other\.nii\.gz: its grid is not that of"):
         run(StoreVolumes, tmp_path / "node", **inputs)
     assert not (tmp_path / "stored").exists()
 
@@ -273,7 +273,7 @@ def test_a_fold_is_scored_and_its_synthetic_pet_is_written(tmp_path, folders, we
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path, folders, weights):
-    with pytest.raises(UnusableDataError, match=r"kept\.safetensors: does not fit"):
+    with pytest.raises(UnusableDataError, match=r"kept\.safetensors: does not match"):
         run(
             ScoreGenerator,
             tmp_path / "node",

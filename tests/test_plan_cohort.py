@@ -143,7 +143,7 @@ def test_a_detector_that_was_trained_before_needs_no_controls(out):
 
 @pytest.mark.parametrize("kind", ["control", "patient"])
 def test_a_query_that_nobody_matches_is_refused(out, kind):
-    with pytest.raises(UnusableDataError, match=r"participants\.tsv: nobody .*'x'.* holds") as told:
+    with pytest.raises(UnusableDataError, match=r"participants\.tsv: no part.*'x'.* holds") as told:
         choose(out, **{f"{kind}_query": "group == 'x'"})
     assert told.value.exit_code == 65
 

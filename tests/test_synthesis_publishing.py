@@ -185,7 +185,7 @@ def test_folds_of_an_earlier_cross_validation_with_more_of_them_do_not_stay(fold
 
 def test_weights_of_another_network_are_refused(fitted, tmp_path):
     values = card_values(replace(CARD_OF_ALL, spec=replace(SPEC, width=3)))
-    with pytest.raises(UnusableDataError, match=r"kept-1\.safetensors: does not fit"):
+    with pytest.raises(UnusableDataError, match=r"kept-1\.safetensors: does not match"):
         publish(values, fitted, tmp_path / "out")
     assert not (tmp_path / "out" / CARD).exists()
 

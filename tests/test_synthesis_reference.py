@@ -261,8 +261,8 @@ def enhanced(rng):
 ODD_HEADS = {
     "blurred": (lambda rng: head(rng, fwhm=9.0, noise=0), "blurred"),
     "noisy": (lambda rng: head(rng, noise=0.12), "noisier in white matter"),
-    "inverted": (lambda rng: head(rng, contrast=(0.9, 0.6, 0.3)), "another contrast"),
-    "FLAIR": (lambda rng: head(rng, contrast=(0.2, 0.85, 0.6)), "another contrast"),
+    "inverted": (lambda rng: head(rng, contrast=(0.9, 0.6, 0.3)), "different contrast"),
+    "FLAIR": (lambda rng: head(rng, contrast=(0.2, 0.85, 0.6)), "different contrast"),
     "ventricles": (lambda rng: head(rng, ventricle=8.0), "larger ventricles"),
     "contrast agent": (enhanced, "contrast agent"),
     "ghosts": (lambda rng: ghosted(head(rng)), "left to right"),
