@@ -30,11 +30,11 @@ NO_CODE = {
     tokenize.ENDMARKER,
 }
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-TABLES = ("write_control_clusters", "write_all_clusters")  # which the group level writes
+TABLES = ("write_control_clusters", "write_all_clusters")  # functions of the group level
 
 
 def docstring_lines(tree: ast.Module) -> set[int]:
-    """Give the numbers of the lines of all docstrings."""
+    """Return the line numbers of all docstrings."""
     lines: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
@@ -53,7 +53,7 @@ def code_lines(source: str) -> int:
 
 
 def records(tree: ast.Module) -> Iterator[str]:
-    """Name the dataclasses of a module."""
+    """List the names of the dataclasses of a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             names = {ast.unparse(name).partition("(")[0] for name in node.decorator_list}
@@ -62,7 +62,7 @@ def records(tree: ast.Module) -> Iterator[str]:
 
 
 def count() -> None:
-    """Print the counts of the code as it lies there."""
+    """Print the counts of the code in the working tree."""
     sources = [path.read_text() for path in ROOT.rglob("*.py") if path.name != "__init__.py"]
     trees = [ast.parse(source) for source in sources]
     classes = Counter(
@@ -72,14 +72,14 @@ def count() -> None:
     found = sum(len(list(records(tree))) for tree in trees)
     print(f"modules                              {len(sources)}")
     print(f"code lines                           {lines}")
-    print(f"modules a thousand lines             {1000 * len(sources) / lines:.1f}")
+    print(f"modules per thousand lines           {1000 * len(sources) / lines:.1f}")
     print(f"records                              {found}")
-    print(f"records a thousand lines             {1000 * found / lines:.1f}")
+    print(f"records per thousand lines           {1000 * found / lines:.1f}")
     print(f"names of classes in several modules  {sum(n > 1 for n in classes.values())}")
 
 
 class Watch:
-    """What a run passes in this process: functions before its first graph, and kinds of record."""
+    """Profiler of a run: functions called before its first graph, and kinds of record."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -88,7 +88,7 @@ class Watch:
         self.counts: dict[str, int] = {}
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
-        """Note a call or a return; :func:`sys.setprofile` wants it so."""
+        """Note a call or a return; the signature is that of :func:`sys.setprofile`."""
         code = frame.f_code
         if event == "call" and not self.counts and code.co_filename.startswith(str(ROOT)):
             self.functions.add((code.co_filename, code.co_qualname))
@@ -106,11 +106,11 @@ class Watch:
 
 
 def trace(label: str, arguments: list[str]) -> None:
-    """Print what a run passes until its first graph, its first cluster table, and in all."""
+    """Print what a run calls before its first graph, and the records it creates by stage."""
     from bids_app.cli import run_command
 
     watch = Watch(label)
-    sys.argv = ["mri2pet", *arguments]  # a run's record tells of it, and would name LABEL
+    sys.argv = ["mri2pet", *arguments]  # the record of a run contains the command line, hence LABEL
     sys.setprofile(watch)
     try:
         run_command(arguments)

@@ -46,7 +46,7 @@ CHANGES: dict[str, Change] = {
 
 @dataclass(frozen=True)
 class Visit:
-    """T1w, real PET and brain of someone, (I, J, K) on one grid."""
+    """T1w, real PET and brain mask of a person, (I, J, K) on one grid."""
 
     t1w: Volume
     pet: Volume
@@ -56,14 +56,14 @@ class Visit:
 
 @dataclass(frozen=True)
 class Trained:
-    """A generator with its card and its reference."""
+    """Generator with its card and its reference."""
 
     network: ResnetGenerator
     card: Card
     reference: Reference
 
     def synthesize(self, visit: Visit, tiling: Tiling) -> Volume:
-        """Predict a PET, and finish it as the app does."""
+        """Predict a PET and postprocess it as the app does."""
         raw = predict(visit.t1w, self.network, tiling)
         return smooth_in_brain(raw, visit.brain, fwhm=Settings.smoothing_fwhm, zooms=visit.zooms)
 
@@ -92,7 +92,7 @@ def fold_folders(folder: Path) -> list[Path]:
 
 
 def left_out(folder: Path, people: Sequence[Preprocessed]) -> Iterator[tuple[Path, Visit]]:
-    """Give each control that a fold left out, with the folder of that fold's generator."""
+    """Yield each control that a fold left out, with the folder of that fold's generator."""
     everyone = set(read_card(folder).participants)
     for fold in fold_folders(folder):
         others = everyone - set(read_card(fold).participants)
@@ -102,7 +102,7 @@ def left_out(folder: Path, people: Sequence[Preprocessed]) -> Iterator[tuple[Pat
 
 
 def try_options(trained: Trained, visit: Visit) -> dict[str, list[float]]:
-    """Score the PET of one visit with each option, as ``MEASURES`` name the scores."""
+    """Score the PET of one visit with each option; the scores are in the order of ``MEASURES``."""
     tiling = trained.card.spec.tiling
     made = {"off": trained.synthesize(visit, tiling)}
     if isinstance(tiling, SliceTriplets):
@@ -115,7 +115,7 @@ def try_options(trained: Trained, visit: Visit) -> dict[str, list[float]]:
 
 
 def try_changes(trained: Trained, visit: Visit) -> list[list[float]]:
-    """Give the novelty of a T1w after each change, and the highest of the training controls."""
+    """Return the novelty of a T1w after each change, and the highest of the training controls."""
     highest = float(trained.reference.novelties.max())
     return [
         [
@@ -129,7 +129,7 @@ def try_changes(trained: Trained, visit: Visit) -> list[list[float]]:
 def trust_uncertainty(
     folder: Path, people: Sequence[Preprocessed], device: str
 ) -> dict[str, list[float]]:
-    """Measure, person by person, how true the generator's error model is of the unseen."""
+    """Measure how well the generator's error model describes each person it was not fitted to."""
     final = load_trained(folder, device)
     model = read_error_model(check_uncertainty(folder, final.card))
     found: dict[str, list[float]] = {}
@@ -145,7 +145,7 @@ def trust_uncertainty(
 
 
 def tell(values: Sequence[float], digits: int) -> str:
-    """Write mean ± SD; the SD of one value is not known."""
+    """Format mean ± SD; the SD is omitted if there is only one value."""
     if not values:
         return "n/a"
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
@@ -189,7 +189,7 @@ def measure(folder: Path, people: Sequence[Preprocessed], device: str) -> tuple[
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="of a run of the train level")
+    parser.add_argument("out", type=Path, help="OUT of a run of the train level")
     parser.add_argument("--models", nargs="+", help="default: all in OUT/generators")
     parser.add_argument(
         "--unseen",
@@ -219,18 +219,18 @@ def main() -> None:
         ]
         scores, novelties = measure(root / name, people, arguments.device)
         if not scores:
-            raise SystemExit(f"{root / name}: no fold left out a control whose PET is there")
+            raise SystemExit(f"{root / name}: no fold left out a control that has a PET")
         told = trust_uncertainty(root / name, [*people, *others], arguments.device)
         results[name] = scores, novelties, told
     print("| model | option | n | SSIM, brain | PSNR, brain (dB) | MAE, brain | better in |")
     print("|---|---|---|---|---|---|---|")
     for name, (scores, _, _) in results.items():
         print_options(name, scores)
-    print("\n| model | T1w left out | novelty | highest of training controls | beyond all |")
+    print("\n| model | held-out T1w | novelty | highest of training controls | above all |")
     print("|---|---|---|---|---|")
     for name, (_, novelties, _) in results.items():
         print_changes(name, novelties)
-    print("\n| model | --uncertainty | people unseen | |")
+    print("\n| model | --uncertainty | unseen people | |")
     print("|---|---|---|---|")
     for name, (_, _, told) in results.items():
         for measure_name, values in told.items():

@@ -24,11 +24,11 @@ NUCLEI = ("thalamus", "caudate", "putamen", "pallidum", "hippocampus", "amygdala
 REGIONS = (*LOBES, *NUCLEI, "cerebellum")
 PONS = 2 * len(REGIONS) + 1
 PONS_Z = (-42.0, -22.0)  # mm; our choice
-CORTEX_FAVOUR = 1.6  # a gyrus lies elsewhere in each brain, and would lose every vote; our choice
+CORTEX_FAVOUR = 1.6  # gyri vary between brains, so cortex would lose the vote; our choice
 
 
 def lobes(points: Volume) -> np.ndarray:
-    """Give the place of the lobe in ``LOBES`` by MNI coordinates in mm, (…, 3)."""
+    """Return the index in ``LOBES`` of the lobe at MNI coordinates in mm, (…, 3)."""
     x, y, z = np.abs(points[..., 0]), points[..., 1], points[..., 2]
     sylvian = np.clip(-12 + (20 - y) * 28 / 60, -12, 12)
     central = -8 - 0.42 * np.maximum(z - 18, 0)
@@ -40,7 +40,7 @@ def lobes(points: Volume) -> np.ndarray:
 
 
 def make(label_maps: list[np.ndarray], points: Volume) -> np.ndarray:
-    """Vote: (I, J, K) of int16, 0 where none of the regions wins."""
+    """Take a majority vote per voxel: (I, J, K), int16, 0 if no region wins."""
     groups = ["cortex", *NUCLEI, "cerebellar_cortex", "cerebellar_white", "brainstem", "white"]
     groups += ["fluid"]
     votes = np.stack(
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--labelmaps", type=Path, required=True)
-    parser.add_argument("--atlas", type=Path, required=True, help="folder that gets it")
+    parser.add_argument("--atlas", type=Path, required=True, help="folder to write the atlas to")
     given = parser.parse_args()
     paths = [register(path, given.work) for path in sorted(given.labelmaps.glob("*.nii.gz"))]
     every = (slice(None, None, 2),) * 3

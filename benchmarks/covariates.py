@@ -7,9 +7,9 @@ People are simulated as in ``benchmarks/detectors.py``: 35 controls, 23 from a s
 spread of 4.5 mm and 12 from one with 7.5 mm, and 24 patients per seed, half from each scanner, with
 one or two lesions that have 20 to 50 % less uptake. Compared are norms of all controls with nothing
 removed and with age, scanner, or both removed, and norms of the controls from the patient's own
-scanner. Luck is what the first 10 clusters find in the same patients without their lesions. With
-``--apart``, all patients but only 5 controls are from the scanner with 7.5 mm, so that scanner and
-disease are confounded.
+scanner. The chance level is what the first 10 clusters find in the same patients without their
+lesions. With ``--apart``, all patients but only 5 controls are from the scanner with 7.5 mm, so
+that scanner and disease are confounded.
 """
 
 import argparse
@@ -30,13 +30,13 @@ HOW = {"fwhm": FWHM, "affine": GRID.affine}
 
 
 def cells(people: list[Painted], names: tuple[str, ...]) -> dict[str, list[float | str]]:
-    """Give covariates as a table has them."""
+    """Return covariates as the columns of a table."""
     known = {"age": [p.age for p in people], "scanner": [f"{p.fwhm} mm" for p in people]}
     return {name: known[name] for name in names}
 
 
 def norms_of(people: list[Painted], brain: Mask, name: str, rows: np.ndarray | None) -> list[Norm]:
-    """Learn the norms of a detector."""
+    """Fit the norms of a detector."""
     norms = []
     for measure in MEASURES[name]:
         volumes = [measure(person.well, brain, **HOW) for person in people]
@@ -52,7 +52,7 @@ def run_seed(
     counts: tuple[tuple[int, int], tuple[int, int]],
     ranks: dict[str, dict[tuple[int, int, bool], list[int]]],
 ) -> None:
-    """Map the patients of a seed in all ways; ``counts`` as ``MIXED``."""
+    """Map the patients of a seed in all ways; ``counts`` has the form of ``MIXED``."""
     controls = paint(1000 * seed, sum(counts[0]), lesions=False, fwhm=scanners(counts[0]))
     patients = paint(1000 * seed + 1, sum(counts[1]), lesions=True, fwhm=scanners(counts[1]))
     brain = common_brain([control.brain for control in controls])
@@ -86,12 +86,12 @@ def run_seed(
 
 
 def scanners(counts: tuple[int, int]) -> list[float]:
-    """Give the scanner of each."""
+    """Return the point spread of the scanner of each person."""
     return [SHARP] * counts[0] + [BLUNT] * counts[1]
 
 
 def main() -> None:
-    """Do all seeds, and print tables."""
+    """Run all seeds and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[401, 402, 403])
     parser.add_argument("--apart", action="store_true", help="patients of one scanner alone")
@@ -100,7 +100,7 @@ def main() -> None:
     for seed in given.seeds:
         run_seed(seed, APART if given.apart else MIXED, ranks)
         print(f"seed {seed}", flush=True)
-    for name in NORMS:  # differences are from what takes nothing out
+    for name in NORMS:  # differences are relative to norms with nothing removed
         own = {
             key.split(", ", 1)[1]: row for key, row in ranks.items() if key.startswith(f"{name},")
         }

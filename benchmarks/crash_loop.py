@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-MARK = "MRI2PET_CRASH_LOOP"  # in the environment of all processes of a run
+MARK = "MRI2PET_CRASH_LOOP"  # environment variable of all processes of a run
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 TARGETS = ("main", "group", "worker")
 LEVELS = ("participant", "train", "group", "slabs")
@@ -50,11 +50,11 @@ OPTIONS = {
     "group": (*FOLDS, "--detectors", "zscore", "pseudonormal"),
     "slabs": (*FOLDS, "--detectors", "ocsvm"),
 }
-SLAB = "slab"  # in what a run says of the one-class SVMs of a slab
-LISTENING = 1 << (signal.SIGTERM - 1)  # in SigCgt of proc(5): the app has its handlers
-SETTLING = 5.0  # s until nothing may be left of a run; Python's resource tracker is the last
-SOON = 5.0  # s that Ctrl-C and SIGTERM have
-LONGEST = 1800.0  # s of a run; beyond, something hangs
+SLAB = "slab"  # in messages about the one-class SVMs of a slab
+LISTENING = 1 << (signal.SIGTERM - 1)  # bit of SigCgt, proc(5), once handlers are installed
+SETTLING = 5.0  # s, until all processes of a run must be gone; the resource tracker is last
+SOON = 5.0  # s within which a run should end after Ctrl-C or SIGTERM
+LONGEST = 1800.0  # s; a run that takes longer hangs
 PARTIAL = re.compile(r"\.[0-9a-f]{32}\.")  # files that are being written
 IGNORED = re.compile(r"(^|/)(logs|work|\.[^/]*)(/|$)|\.html$")
 # What may differ between runs: fields of JSON files, columns of tables
@@ -64,47 +64,47 @@ COLUMNS = frozenset({"seconds"})
 
 @dataclass(frozen=True)
 class Course:
-    """When an undisturbed run said each line and when it ended; s from its first possible kill."""
+    """Times of messages and end of an undisturbed run, in s from the first possible kill."""
 
     times: list[float]
-    first: float  # before it, no run is killed
+    first: float  # no run is killed before
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where things lie below the folder of work; runs of all trials have the same paths."""
+    """Paths below the working folder; the runs of all trials use the same ones."""
 
     root: Path
 
     @property
     def bids(self) -> Path:
-        """The simulated cohort."""
+        """Folder of the simulated cohort."""
         return self.root / "bids"
 
     @property
     def out(self) -> Path:
-        """The output folder of the run at hand."""
+        """Output folder of the current run."""
         return self.root / "out"
 
     @property
     def intermediate(self) -> Path:
-        """Its work folder."""
+        """Work folder of the current run."""
         return self.root / "work"
 
     def kept(self, name: str) -> Path:
-        """Give a place for an output folder that is kept."""
+        """Return the path at which an output folder is kept."""
         return self.root / "reference" / name
 
 
 def command_of(place: Place, level: str) -> list[str]:
-    """Give the command line of a level."""
+    """Return the command line of a level."""
     real = "group" if level == "slabs" else level
     words = [sys.executable, "-m", "bids_app.cli", str(place.bids), str(place.out), real]
     return [*words, *COMMON, *OPTIONS[level], "-w", str(place.intermediate)]
 
 
 def fresh(place: Place, level: str) -> None:
-    """Lay out what a run of a level begins with."""
+    """Set up the folders from which a run of a level starts."""
     for folder in (place.out, place.intermediate):
         shutil.rmtree(folder, ignore_errors=True)
     if level != "participant":
@@ -112,7 +112,7 @@ def fresh(place: Place, level: str) -> None:
 
 
 class Run:
-    """A run of a level in a group of processes of its own."""
+    """Run of a level in its own process group."""
 
     def __init__(self, place: Place, command: list[str], name: str) -> None:
         self.mark = f"{MARK}={name}-{time.time_ns()}"
@@ -124,11 +124,11 @@ class Run:
             )
 
     def said(self) -> str:
-        """Give what it has told so far."""
+        """Return the output so far."""
         return self.log.read_text(errors="replace")
 
     def family(self) -> dict[int, int]:
-        """Give its processes, but for zombies, and their parents."""
+        """Return the run's processes, without zombies, and the parent of each."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -141,7 +141,7 @@ class Run:
         return found
 
     def listens(self) -> bool:
-        """Tell whether it has handlers of signals."""
+        """Return whether the run has installed its signal handlers."""
         try:
             status = Path(f"/proc/{self.process.pid}/status").read_text()
         except OSError:
@@ -150,12 +150,12 @@ class Run:
         return caught is not None and bool(int(caught[1], 16) & LISTENING)
 
     def workers(self) -> list[int]:
-        """Give processes that the fork server has forked."""
+        """List the processes that the fork server has forked."""
         family = self.family()
         return sorted(p for p, parent in family.items() if family.get(parent) == self.process.pid)
 
     def end(self, number: int, target: str, rng: random.Random) -> bool:
-        """Send a signal; tell whether there was whom to send it to."""
+        """Send a signal; return whether there was a process to send it to."""
         while self.process.poll() is None:
             workers = self.workers() if target == "worker" else [self.process.pid]
             try:
@@ -163,14 +163,14 @@ class Run:
                     os.killpg(self.process.pid, number)
                 else:
                     os.kill(rng.choice(workers), number)
-            except (ProcessLookupError, IndexError):  # it has just ended, or none has begun yet
+            except (ProcessLookupError, IndexError):  # it has just ended, or no worker yet
                 time.sleep(0.01)
                 continue
             return True
         return False
 
     def orphans(self) -> int:
-        """Count processes that live on after a while, and kill them."""
+        """Count the processes that are still alive after ``SETTLING`` seconds, and kill them."""
         end = time.monotonic() + SETTLING
         while (left := self.family()) and time.monotonic() < end:
             time.sleep(0.05)
@@ -183,7 +183,7 @@ class Run:
 
 
 def plain(path: Path) -> bytes:
-    """Give the content of a file without what may differ between equal runs."""
+    """Return the content of a file without what may differ between equal runs."""
     if path.suffix == ".json":
         return json.dumps(_without(json.loads(path.read_text())), sort_keys=True).encode()
     if path.suffix == ".tsv":
@@ -200,7 +200,7 @@ def _without(value: object) -> object:
 
 
 def digests(root: Path) -> dict[str, str]:
-    """Digest the files of a result."""
+    """Compute the digests of the files of a result."""
     return {
         name: hashlib.sha256(plain(root / name)).hexdigest()
         for name in sorted(str(path.relative_to(root)) for path in root.rglob("*"))
@@ -209,7 +209,7 @@ def digests(root: Path) -> dict[str, str]:
 
 
 def cut(root: Path) -> list[str]:
-    """Name files that end before their end, whatever else they hold."""
+    """List truncated files."""
     names = []
     for path in root.rglob("*"):
         name = str(path.relative_to(root))
@@ -231,7 +231,7 @@ def _read_whole(path: Path) -> None:
 
 
 def different(root: Path, reference: Path) -> list[str]:
-    """Name files that are missing, too many, or not the same."""
+    """List files that are missing, unexpected, or different."""
     one, other = digests(root), digests(reference)
     unlike = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
     pages = {path.name for path in root.glob("*.html")} ^ {p.name for p in reference.glob("*.html")}
@@ -240,7 +240,7 @@ def different(root: Path, reference: Path) -> list[str]:
 
 
 def finish(place: Place, command: list[str], name: str) -> tuple[int, str, list[float]]:
-    """Run to the end; give the exit code, what was said, and when each line of it and the end were.
+    """Run to the end; return the exit code, the output, and the times of its lines and of the end.
 
     Times are in s from the first moment at which the run may be sent a signal.
     """
@@ -257,7 +257,7 @@ def finish(place: Place, command: list[str], name: str) -> tuple[int, str, list[
 
 
 def simulate(place: Place) -> None:
-    """Make the cohort, if it is not there."""
+    """Simulate the cohort, unless it exists."""
     if (place.bids / "participants.tsv").exists():
         return
     shutil.rmtree(place.bids, ignore_errors=True)
@@ -267,7 +267,7 @@ def simulate(place: Place) -> None:
 
 
 def undisturbed(place: Place, name: str, command: list[str]) -> Course:
-    """Make the results of an undisturbed run, if they are not there; give its course."""
+    """Run a level undisturbed, unless its results exist; return the course of the run."""
     courses = place.root / "courses.json"
     known = dict(json.loads(courses.read_text())) if courses.exists() else {}
     if name not in known:
@@ -275,7 +275,7 @@ def undisturbed(place: Place, name: str, command: list[str]) -> Course:
         fresh(place, "participant" if name == "everyone" else name)
         code, said, times = finish(place, command, name)
         if code:
-            sys.exit(f"the undisturbed run of {name} exits with {code}:\n{said[-2000:]}")
+            sys.exit(f"the undisturbed run of {name} exited with {code}:\n{said[-2000:]}")
         shutil.copytree(place.out, place.kept(name))
         begun = [t for t, line in zip(times, said.splitlines(), strict=False) if SLAB in line]
         known[name] = {"times": times, "first": begun[0] if name == "slabs" else 0.0}
@@ -285,7 +285,7 @@ def undisturbed(place: Place, name: str, command: list[str]) -> Course:
 
 
 def prepare(place: Place, levels: list[str]) -> dict[str, Course]:
-    """Make the cohort and the undisturbed results of levels; give the courses of these runs."""
+    """Create the cohort and the undisturbed results of levels; return the courses of the runs."""
     simulate(place)
     if set(levels) - {"participant"}:
         everyone = command_of(place, "participant")
@@ -295,7 +295,7 @@ def prepare(place: Place, levels: list[str]) -> dict[str, Course]:
 
 
 def wait_for_moment(run: Run, course: Course, rng: random.Random) -> None:
-    """Wait until the moment of the signal, or until the run has ended by itself."""
+    """Wait until the moment of the signal, or until the run has ended on its own."""
     moment = rng.uniform(course.first, course.times[-1])
     lines = bisect_right(course.times, moment)
     while run.process.poll() is None and not (run.listens() and run.said().count("\n") >= lines):
@@ -306,7 +306,7 @@ def wait_for_moment(run: Run, course: Course, rng: random.Random) -> None:
 
 
 def right_code(number: int, target: str) -> int:
-    """Give the exit code that a run should have, as Popen gives it."""
+    """Return the exit code that a run should have, as reported by Popen."""
     if target == "worker":
         return 0
     return -number if number == signal.SIGKILL else 128 + number
@@ -315,7 +315,7 @@ def right_code(number: int, target: str) -> int:
 def trial(
     place: Place, level: str, number: int, *, target: str, course: Course, rng: random.Random
 ) -> dict[str, object] | None:
-    """Begin a run, send it a signal, look at what is left, run it again; None if it was late."""
+    """Kill a run, check what is left, and run it again; None if it ended before the signal."""
     fresh(place, level)
     command, begun = command_of(place, level), time.monotonic()
     run = Run(place, command, level)
@@ -332,7 +332,7 @@ def trial(
     if code:
         again, told, _ = finish(place, command, level)
     unlike = [*halves, *different(place.out, place.kept(level))]
-    done = code == 0 and not unlike  # it had nothing left to do, and only ended
+    done = code == 0 and not unlike  # the run was complete when the signal came
     right = done or code == right_code(number, target)
     if not right or again or unlike or orphans:
         (place.root / f"failed-{time.time_ns()}.txt").write_text(f"{said}\n--- again\n{told}")
@@ -353,7 +353,7 @@ def trial(
 
 
 def total(rows: list[dict[str, object]]) -> str:
-    """Sum up all trials in a sentence."""
+    """Summarise all trials in a sentence."""
     told = [row for row in rows if row["signal"] != "SIGKILL"]
     ends = [float(str(row["end_s"])) for row in rows]
     return (
@@ -367,9 +367,9 @@ def total(rows: list[dict[str, object]]) -> str:
 
 
 def main() -> int:
-    """Do all trials; exit with 1 if anything is not as it should be."""
+    """Run all trials; exit with 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("work", type=Path, help="a folder; results of undisturbed runs stay there")
+    parser.add_argument("work", type=Path, help="folder; keeps results of undisturbed runs")
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=list(LEVELS))

@@ -25,7 +25,7 @@ WAYS = {
 
 
 def make(root: Path, participants: int) -> None:
-    """Lay out a dataset of a T1w and a PET for each participant."""
+    """Create a dataset with a T1w and a PET for each participant."""
     root.mkdir()
     (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
     for number in range(participants):
@@ -37,7 +37,7 @@ def make(root: Path, participants: int) -> None:
 
 
 def measure(way: str, root: Path) -> None:
-    """Print what the import and the index take, in s, and the peak of memory, in MB."""
+    """Print the time of the import and of the index, in s, and the peak memory, in MB."""
     start = time.perf_counter()
     if way in ("own", "kept"):
         from bids_app.dataset.index import find_subjects, read_files, read_metadata

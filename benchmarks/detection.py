@@ -7,9 +7,9 @@ generator. Everything is done by the app's own commands, and steps that are comp
 repeated.
 
     python benchmarks/detection.py WORK --anatomies DIR --seeds 1 2 3
-    python benchmarks/detection.py WORK --seeds 1 2 3 --report     tables of what is there
+    python benchmarks/detection.py WORK --seeds 1 2 3 --report     tables of existing results
     python benchmarks/detection.py WORK --anatomies DIR --seeds 1 2 3 --real-only
-                                                        detectors alone, without generators
+                                                        detectors only, without generators
 
 ``WORK/seed-N/`` holds cohort and results; tables and a figure over all seeds go to ``WORK``.
 """
@@ -32,7 +32,7 @@ from bids_app.detection.detectors import DETECTORS
 from bids_app.detection.evaluation import CurvePoint, Finding, compare, detection_curve, marks_of
 from bids_app.files import read_json
 
-SHOWN = (1, 3, 5, 10)  # clusters per patient that are reported
+SHOWN = (1, 3, 5, 10)  # reported numbers of clusters per patient
 SEMI3D, PATCH3D = "semi3d-gan-mse", "patch3d-gan-mse"
 SETS = {
     ("semi3d", "real"): "real",
@@ -42,7 +42,7 @@ SETS = {
 
 
 def call(*words: object) -> None:
-    """Run one of the app's commands, and tell how long it took."""
+    """Run one of the app's commands and print how long it took."""
     started = time.monotonic()
     name, *rest = (str(word) for word in words)
     print("$", name, *rest, flush=True)
@@ -53,7 +53,7 @@ def call(*words: object) -> None:
 
 
 def simulate(bids: Path, seed: int, given: argparse.Namespace) -> None:
-    """Make a cohort, unless it is there."""
+    """Simulate a cohort, unless it exists."""
     done = bids.with_name("simulated")
     if done.exists():
         return
@@ -82,7 +82,7 @@ def simulate(bids: Path, seed: int, given: argparse.Namespace) -> None:
 
 
 def run_seed(folder: Path, seed: int, given: argparse.Namespace) -> None:
-    """Do all of one seed."""
+    """Run all steps of one seed."""
     folder.mkdir(parents=True, exist_ok=True)
     bids, semi, patch = folder / "bids", folder / "semi3d", folder / "patch3d"
     simulate(bids, seed, given)
@@ -144,7 +144,7 @@ def run_seed(folder: Path, seed: int, given: argparse.Namespace) -> None:
 
 
 def findings(folder: Path, seed: int) -> Iterator[Finding]:
-    """Read what was found in everyone of a seed, as the app keeps it in its work folder."""
+    """Yield the findings of all people of a seed, read from the app's work folder."""
     for (out, training_set), name in SETS.items():
         for path in sorted((folder / out / ".work" / "clusters" / training_set).glob("*/*.json")):
             told = read_json(path)
@@ -157,7 +157,7 @@ def findings(folder: Path, seed: int) -> Iterator[Finding]:
 
 
 def hit_by_chance(work: Path, seeds: list[int], out: str, training_set: str, detector: str) -> None:
-    """Print how often clusters of healthy held-out controls lie where patients have lesions."""
+    """Print how often clusters of healthy held-out controls lie at the lesion sites of patients."""
     firsts: list[int] = []
     for seed in seeds:
         root = work / f"seed-{seed}" / out
@@ -177,7 +177,7 @@ def hit_by_chance(work: Path, seeds: list[int], out: str, training_set: str, det
 
 
 def is_patient(finding: Finding) -> bool:
-    """Tell patients from held-out controls, by the simulator's labels."""
+    """Return whether a finding is of a patient rather than a held-out control, by its label."""
     return "patient" in finding.participant
 
 
@@ -193,7 +193,7 @@ def tell(points: list[CurvePoint]) -> None:
 
 
 def draw(points: list[CurvePoint], path: Path) -> None:
-    """Draw sensitivity over lesions as Figure 4 of the paper, a panel for each detector."""
+    """Plot sensitivity over lesions like Figure 4 of the paper, with a panel per detector."""
     lesions = [point for point in points if point.unit == "lesion"]
     known = [name for name in DETECTORS if any(p.detector == name for p in lesions)]
     figure, panels = plt.subplots(1, len(known), figsize=(3 * len(known), 4), sharey=True)
@@ -204,7 +204,7 @@ def draw(points: list[CurvePoint], path: Path) -> None:
             if own:
                 panel.plot(across, [p.sensitivity for p in own], marker="o", label=name)
                 panel.fill_between(across, [p.low for p in own], [p.high for p in own], alpha=0.15)
-        panel.set(title=detector, xlabel="clusters kept a patient", ylim=(0, 1))
+        panel.set(title=detector, xlabel="clusters kept per patient", ylim=(0, 1))
         panel.legend(loc="upper left")
     panels[0].set_ylabel("lesions found")
     figure.tight_layout()
@@ -212,7 +212,7 @@ def draw(points: list[CurvePoint], path: Path) -> None:
 
 
 def report(work: Path, seeds: list[int]) -> None:
-    """Write, print and draw curves over all seeds, write tests, print sensitivities of each."""
+    """Print sensitivities per seed; print, write and plot curves over all seeds; write tests."""
     everyone = {seed: list(findings(work / f"seed-{seed}", seed)) for seed in seeds}
     for seed, found in everyone.items():
         print(f"seed {seed}")
@@ -225,14 +225,14 @@ def report(work: Path, seeds: list[int]) -> None:
     write_curve(work, points)
     draw(points, work / "detection_curve.png")
     write_tests(work, compare(patients))
-    print("lesions that clusters of healthy controls would have found")
+    print("share of lesions that clusters of healthy controls would have found")
     for out, training_set in SETS:
         for detector in DETECTORS:
             hit_by_chance(work, seeds, out, training_set, detector)
 
 
 def main() -> None:
-    """Do all seeds, then write tables."""
+    """Run all seeds, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--anatomies", type=Path)

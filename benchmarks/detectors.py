@@ -7,9 +7,9 @@ For each seed, 12 controls and 24 patients, with one or two lesions that have 20
 uptake, are painted on warps of the template's head at 3 mm, like those of ``mri2pet-simulate`` but
 without registration. All controls train the norms, and one encoder and the one-class SVMs. Patients
 are scored with their lesions and, with the same noise, without them: clusters that hit the lesion
-sites in the latter are luck. A lesion is found when one of the first clusters shares a voxel with
-it. This takes some 5 CPU minutes per seed. ``benchmarks/detection.py --real-only`` does the same by
-the app's own commands, with registration, folds and held-out controls, in some 15.
+sites in the latter do so by chance. A lesion is found if one of the first clusters shares a voxel
+with it. This takes about 5 CPU minutes per seed. ``benchmarks/detection.py --real-only`` does the
+same with the app's own commands, with registration, folds and held-out controls, in about 15.
 
 ``--false`` measures instead whether held-out controls predict the number of false clusters: 30 new
 healthy people are scored as patients are, by the mean over four folds. Their clusters are counted
@@ -52,19 +52,19 @@ GRID = grid_of_box(Settings.bounding_box, RESOLUTION)
 ZOOMS = (RESOLUTION,) * 3
 VOLUME = RESOLUTION**3
 CONTROLS, PATIENTS = 12, 24
-DEPTHS = (0.2, 0.5)  # share of uptake that lesions lose
-STRENGTH = 0.4  # of the warp: the app has registered people to the template
-FWHM = 8.0  # mm, of what norms compare
-SHOWN = (1, 3, 10)  # clusters kept
+DEPTHS = (0.2, 0.5)  # relative decrease of uptake in lesions
+STRENGTH = 0.4  # of the warp; low, because people have been registered to the template
+FWHM = 8.0  # mm, smoothing of the images that norms compare
+SHOWN = (1, 3, 10)  # numbers of clusters kept
 NORMS = ("zscore", "asymmetry", "combined")
-DRAWS = 2000  # of patients, for intervals of differences
-NEVER = 10_000  # rank of what is not found
-HEALTHY, FOLDS = 30, 4  # of --false
+DRAWS = 2000  # bootstrap samples of patients, for intervals of differences
+NEVER = 10_000  # rank of a lesion that is not found
+HEALTHY, FOLDS = 30, 4  # for --false
 
 
 @dataclass(frozen=True)
 class Painted:
-    """A person in template space: PET without and with lesions, the brain, lesions by number."""
+    """Person in template space: PET without and with lesions, brain mask, numbered lesions."""
 
     well: Volume
     ill: Volume
@@ -75,7 +75,7 @@ class Painted:
 
 
 def paint(seed: int, number: int, *, lesions: bool, fwhm: Sequence[float] = ()) -> list[Painted]:
-    """Paint people; ``fwhm`` of each one's scanner, in mm, else by chance."""
+    """Paint people; ``fwhm`` is that of each person's scanner, in mm, drawn at random if empty."""
     rng, people = np.random.default_rng(seed), []
     anatomy, pattern = template_anatomy(2), usual_pattern()
     for place in range(number):
@@ -104,7 +104,7 @@ def paint(seed: int, number: int, *, lesions: bool, fwhm: Sequence[float] = ()) 
 
 
 def maps_of(seed: int) -> tuple[list[Painted], Mask, dict[str, list[Volume]]]:
-    """Paint a cohort, and map its patients: first as they are, then without their lesions."""
+    """Paint a cohort and map its patients, first with and then without their lesions."""
     controls = paint(1000 * seed, CONTROLS, lesions=False)
     patients = paint(1000 * seed + 1, PATIENTS, lesions=True)
     brain = common_brain([control.brain for control in controls])
@@ -125,7 +125,7 @@ def maps_of(seed: int) -> tuple[list[Painted], Mask, dict[str, list[Volume]]]:
 
 
 def first_ranks(patient: Painted, score: Volume, brain: Mask) -> list[int]:
-    """Give for each lesion the rank of the first cluster that shares a voxel with it."""
+    """Return the rank of the first cluster that shares a voxel with each lesion."""
     inside = brain & patient.brain & ~np.isnan(score)
     score = np.where(inside, score, 0).astype(np.float32)
     _, labels = find_clusters(
@@ -140,7 +140,7 @@ def first_ranks(patient: Painted, score: Volume, brain: Mask) -> list[int]:
 
 
 def count_false(seed: int) -> dict[tuple[str, float], float]:
-    """Count clusters of new healthy people above the scores that controls seldom have."""
+    """Count the clusters of new healthy people above the scores that controls rarely exceed."""
     controls = paint(1000 * seed, CONTROLS, lesions=False)
     healthy = paint(1000 * seed + 7, HEALTHY, lesions=False)
     brain = common_brain([control.brain for control in controls])
@@ -175,13 +175,13 @@ def count_false(seed: int) -> dict[tuple[str, float], float]:
             for score in sums_of(person, total, brain)
         ]
         for rate in FALSE_RATES:
-            least = sums[int(rate * CONTROLS)]  # so many controls' clusters are above
+            least = sums[int(rate * CONTROLS)]  # rate × CONTROLS sums are above
             counts[name, rate] = sum(score > least for score in found) / HEALTHY
     return counts
 
 
 def sums_of(person: Painted, score: Volume, brain: Mask) -> list[float]:
-    """Give the sums of scores of all clusters of a map."""
+    """Return the sum of scores of each cluster of a map."""
     inside = brain & person.brain & ~np.isnan(score)
     clusters, _ = find_clusters(
         np.where(inside, score, 0).astype(np.float32),
@@ -196,8 +196,8 @@ def sums_of(person: Painted, score: Volume, brain: Mask) -> list[float]:
 def tell(
     ranks: dict[str, dict[tuple[int, int, bool], list[int]]], reference: str = "zscore"
 ) -> None:
-    """Print sensitivities with Wilson intervals, luck, and differences from the reference."""
-    print("| detector | " + " | ".join(f"{k} clusters" for k in SHOWN) + " | luck, 10 |")
+    """Print sensitivities with Wilson intervals, chance, and differences from the reference."""
+    print("| detector | " + " | ".join(f"{k} clusters" for k in SHOWN) + " | chance, 10 |")
     print("|---|---|---|---|---|")
     for name, own in ranks.items():
         found = [rank for (*_, ill), row in own.items() if ill for rank in row]
@@ -225,7 +225,7 @@ def tell(
 
 
 def main() -> None:
-    """Do all seeds, and print tables."""
+    """Run all seeds and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103, 104])
     parser.add_argument("--threads", type=int, default=1)
@@ -237,7 +237,7 @@ def main() -> None:
         for name, rate in every[0]:
             own = [counts[name, rate] for counts in every]
             cohorts = ", ".join(f"{one:.2f}" for one in own)
-            print(f"{name}: {rate:g} expected, {np.mean(own):.2f} counted ({cohorts})")
+            print(f"{name}: {rate:g} expected, {np.mean(own):.2f} found ({cohorts})")
         return
     ranks: dict[str, dict[tuple[int, int, bool], list[int]]] = {}
     for seed in given.seeds:

@@ -22,14 +22,14 @@ from bids_app.synthesis.training import Training, shuffled_batches
 
 
 def settle(device: str) -> float:
-    """Wait for what a GPU still computes, and give the time."""
+    """Wait until a GPU has finished, and return the time."""
     if device != "cpu":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def train(spec: ModelSpec, device: str, steps: int) -> float:
-    """Give samples per second, after a step that warms up."""
+    """Return training samples per second, after a warm-up step."""
     fabric = make_fabric(device, choose_precision(device))
     training = Training(spec, fabric, torch.Generator().manual_seed(0))
     began, count = 0.0, 0
@@ -45,7 +45,7 @@ def train(spec: ModelSpec, device: str, steps: int) -> float:
 
 
 def synthesize(spec: ModelSpec, device: str) -> float:
-    """Give the seconds of a synthetic PET, with overlapping triplets where there are triplets."""
+    """Return the seconds per synthetic PET; networks of triplets use overlapping ones."""
     generator = build_generator(spec).to(device).eval()
     tiling = overlap(spec.tiling) if isinstance(spec.tiling, SliceTriplets) else spec.tiling
     t1w, dtype = pair(spec).mri.numpy(), choose_dtype(generator, device)

@@ -40,17 +40,17 @@ SHOWN = (1, 3, 10)
 
 
 def pet_alone(pet: Volume, _: Person) -> Volume:
-    """Give the PET."""
+    """Return the PET."""
     return pet
 
 
 def with_t1w(pet: Volume, person: Person) -> Volume:
-    """Give PET and T1w as channels."""
+    """Stack PET and T1w as channels."""
     return np.stack([pet, person.t1w])
 
 
 def three_slices(pet: Volume, _: Person) -> Volume:
-    """Give a slice between its neighbours as channels: patches of 15 × 15 × 3 voxels."""
+    """Stack each slice and its neighbours as channels: patches of 15 × 15 × 3 voxels."""
     return np.stack([pet, np.roll(pet, 1, axis=-1), np.roll(pet, -1, axis=-1)])
 
 
@@ -59,7 +59,7 @@ USUAL = EncoderSpec()
 
 @dataclass(frozen=True)
 class Variant:
-    """An encoder: its spec, what it sees, feature maps of its layers, and its activation."""
+    """Encoder variant: spec, input, feature maps of its layers, and activation."""
 
     spec: EncoderSpec = USUAL
     see: Callable[[Volume, Person], Volume] = pet_alone
@@ -82,7 +82,7 @@ LAYERS_OF = autoencoder.layers_of
 
 
 def set_up(variant: Variant) -> None:
-    """Let the app build the networks of a variant."""
+    """Make the app build the networks of a variant."""
     autoencoder.FILTERS = variant.filters
 
     def layers_of(spec: EncoderSpec) -> dict[str, nn.Sequential]:
@@ -97,7 +97,7 @@ def set_up(variant: Variant) -> None:
 
 
 def run_seed(folder: Path, seed: int, depths: tuple[float, float]) -> None:
-    """Score the patients of a seed by all variants, unless that was done."""
+    """Score the patients of a seed with all variants, unless results exist."""
     controls = people_of(folder, seed, 0, PAIRED, depths=None)
     patients = people_of(folder, seed, 2, PATIENTS, depths=depths)
     brain = common_brain([one.brain for one in controls])
@@ -126,7 +126,7 @@ def run_seed(folder: Path, seed: int, depths: tuple[float, float]) -> None:
 
 
 def report(work: Path, seeds: Sequence[int]) -> None:
-    """Print a table for each way to make scores."""
+    """Print a table for each detector."""
     known: dict[str, dict[str, dict[int, list]]] = {}
     for seed in seeds:
         for path in sorted((work / f"seed-{seed}").glob("encoder_*.json")):
@@ -134,7 +134,7 @@ def report(work: Path, seeds: Sequence[int]) -> None:
             for detector, people in told["found"].items():
                 known.setdefault(detector, {}).setdefault(told["name"], {})[seed] = people
     for detector, variants in known.items():
-        heads = ["encoder", *(f"{k} clusters" for k in SHOWN), "10 clusters, over the app's"]
+        heads = ["encoder", *(f"{k} clusters" for k in SHOWN), "10 clusters, minus the app's"]
         print(f"\n{detector}\n\n| {' | '.join(heads)} |")
         print("|---" * len(heads) + "|")
         for name, own in variants.items():
@@ -151,7 +151,7 @@ def report(work: Path, seeds: Sequence[int]) -> None:
 
 
 def main() -> None:
-    """Do all seeds, and print tables."""
+    """Run all seeds and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[301, 302])
