@@ -89,21 +89,21 @@ from bids_app.synthesis.uncertainty import (
 
 HELD_OUT = ("13", "14")
 SEED = 2026
-PAINTINGS = 2  # of each map
-GROUPS = 4  # of maps that are left out of a fit in turn, to know its errors
-STRENGTH = 0.4  # of the warp: maps are registered already, and differ by less than people do
-RESIDUAL_BIAS = 0.25  # what N4 leaves of a bias field; our choice
-ROUNDS = 6  # of correction of the pattern
-REGISTERED_AT = 3  # mm; our choice: the warps that are drawn afterwards are coarser
+PAINTINGS = 2  # per map
+GROUPS = 4  # groups of maps that are left out in turn, to estimate errors
+STRENGTH = 0.4  # of the warp; registered maps differ by less than people do
+RESIDUAL_BIAS = 0.25  # share of the bias field that remains after N4; our choice
+ROUNDS = 6  # corrections of the pattern
+REGISTERED_AT = 3  # mm; our choice, as the warps that are drawn afterwards are coarser
 GRID = grid_of_box(Settings.bounding_box, 1.0)
 ZOOMS = (1.0, 1.0, 1.0)
-COARSE = round(SLOPPY_RESOLUTION)  # of the same grid, each fourth voxel along each axis
-TEMPLATE_FWHM, PAINTED_FWHM = 3.0, 8.5  # mm; mean FDG PET are blurred by about 8 already
+COARSE = round(SLOPPY_RESOLUTION)  # step of the sloppy grid: every fourth voxel along each axis
+TEMPLATE_FWHM, PAINTED_FWHM = 3.0, 8.5  # mm; mean FDG PET are already blurred by about 8
 
 
 @dataclass(frozen=True)
 class Painting:
-    """A simulated T1w and PET in [0, 1], the brain, and the PET that no generator can beat."""
+    """Simulated T1w and PET in [0, 1], brain mask, and the best PET a generator can predict."""
 
     t1w: Volume
     pet: Volume
@@ -112,7 +112,7 @@ class Painting:
 
 
 def register(label_map: Path, work: Path) -> Path:
-    """Warp a label map to the grid of the outputs, unless it is there; tissue guides it."""
+    """Warp a label map to the output grid by its tissues, unless the result exists."""
     name = label_map.name.removesuffix(".nii.gz")[-2:]
     out = work / f"labels_{name}.nii.gz"
     if out.exists():
@@ -144,7 +144,7 @@ def register(label_map: Path, work: Path) -> Path:
 
 
 def anatomy_of(path: Path) -> Anatomy:
-    """Take a registered label map as a bare brain in MNI space, with fluid in its sulci."""
+    """Read a registered label map as a brain in MNI space, with fluid in its sulci, no head."""
     labels = np.round(nifti.load(path).data).astype(np.int16)
     labels[~is_brain(labels)] = 0
     core = np.pad(labels > 0, 8)
@@ -157,9 +157,9 @@ MNI = coordinates(GRID)
 
 
 def find_pattern(templates: list[Path], anatomies: list[Anatomy]) -> Volume:
-    """Find the regional pattern with which the mean simulated PET is the mean FDG PET.
+    """Estimate the regional pattern for which the mean simulated PET equals the mean FDG PET.
 
-    Each round multiplies it by what is left, mirrored and smoothed by 6 mm.
+    Each round multiplies it by the remaining ratio, averaged over both sides and smoothed by 6 mm.
     """
     target = np.zeros(GRID.shape, np.float32)
     brain = np.mean([is_brain(anatomy.labels) for anatomy in anatomies], axis=0) > 0.5
@@ -182,14 +182,14 @@ def find_pattern(templates: list[Path], anatomies: list[Anatomy]) -> Volume:
         left = smooth((left + left[::-1]) / 2, 6.0, (PATTERN_ZOOM,) * 3)
         pattern = np.clip(pattern * left, 0.4, 2.0)
         off = np.abs(ratio[brain] - 1).mean()
-        print(f"pattern: mean FDG PET and mean of simulated PET differ by {off:.1%}", flush=True)
+        print(f"pattern: mean FDG PET and mean simulated PET differ by {off:.1%}", flush=True)
     return pattern
 
 
 def paint(
     anatomy: Anatomy, pattern: Volume, rng: np.random.Generator, atrophy: float | None = None
 ) -> Painting:
-    """Simulate T1w and PET of a warped copy of a brain, as the app brings them to the template."""
+    """Simulate T1w and PET of a warped copy of a brain, as if preprocessed by the app."""
     usual = draw_atrophy(rng.uniform(*AGES), rng)
     atrophy = usual if atrophy is None else atrophy
     warp = draw_displacement(anatomy.grid, rng, strength=STRENGTH)
@@ -208,7 +208,7 @@ def paint(
 
 
 def repaint(anatomy: Anatomy, name: str, number: int, pattern: Volume, work: Path) -> Painting:
-    """Simulate a pair, unless an earlier run has left it in the folder ``work``."""
+    """Simulate a pair, or read it from the folder ``work`` if it was simulated before."""
     path = work / f"painting_{name}_{number}.npz"
     if not path.exists():
         made = paint(anatomy, pattern, np.random.default_rng([SEED, int(name), number]))
@@ -220,20 +220,20 @@ def repaint(anatomy: Anatomy, name: str, number: int, pattern: Volume, work: Pat
 
 
 def coarse(painting: Painting) -> Painting:
-    """Give a painting on the grid of a sloppy run."""
+    """Resample a painting to the grid of a sloppy run."""
     every = (slice(None, None, COARSE),) * 3
     parts = (painting.t1w, painting.pet, painting.brain, painting.ceiling)
     return Painting(*(np.ascontiguousarray(part[every]) for part in parts))
 
 
 def volumes_of(painting: Painting, name: str, affine: np.ndarray) -> Volumes:
-    """Give a painting as the fit takes it."""
+    """Convert a painting to the input of the fit."""
     owner = Owner(name, None, tuple(map(tuple, affine.tolist())))
     return Volumes(owner, painting.t1w, painting.pet, painting.brain)
 
 
 def evaluate(guesses: dict[str, list[Volume]], held_out: list[Painting]) -> dict[str, float]:
-    """Measure guesses of held-out PET, inside the brain, and with one factor per head allowed."""
+    """Score predictions of held-out PET in the brain, unscaled and scaled by a factor per head."""
     told = {}
     for name, volumes in guesses.items():
         rows = []
@@ -254,13 +254,13 @@ def evaluate(guesses: dict[str, list[Volume]], held_out: list[Painting]) -> dict
 
 
 def fit(pairs: list[Painting], grid: Grid) -> TissueModel:
-    """Fit a tissue model to pairs."""
+    """Fit a tissue model to pairs of T1w and PET."""
     volumes = [volumes_of(pair, f"{number}", grid.affine) for number, pair in enumerate(pairs)]
     return fit_tissue_model(spec_of(grid), volumes)
 
 
 def errors_of(model: TissueModel, pairs: list[Painting], grid: Grid) -> list[Errors]:
-    """Compare what a model predicts, as participant writes it, with the simulated PET."""
+    """Compare the PET of a model, postprocessed as by ``participant``, with the simulated PET."""
     found = []
     for pair in pairs:
         raw = predict(pair.t1w, model, model.spec.tiling)
@@ -273,7 +273,7 @@ def errors_of(model: TissueModel, pairs: list[Painting], grid: Grid) -> list[Err
 def know_errors(
     pairs: list[Painting], maps: list[str], held_out: list[Errors], grid: Grid, folder: Path
 ) -> dict[str, float]:
-    """Write what models fitted to three quarters of the maps tell of the others; measure it."""
+    """Fit the error model by cross-validation over maps; write and evaluate it."""
     groups = [sorted(set(maps)).index(name) % GROUPS for name in maps]
     people, belonging = [], []
     for group in range(GROUPS):
@@ -297,7 +297,7 @@ def save_all(
     held_out: list[Painting],
     folder: Path,
 ) -> None:
-    """Write a generator with all that is known of it."""
+    """Write a generator with its card, reference and error model."""
     grid = Grid(card.shape, np.array(card.affine))
     measured = know_errors(pairs, maps, errors_of(model, held_out, grid), grid, folder)
     print(json.dumps(measured, indent=2), flush=True)
@@ -313,13 +313,13 @@ def save_all(
 
 
 def spec_of(grid: Grid) -> TissueSpec:
-    """Say what the tissue model of a grid is built from."""
+    """Return the specification of the tissue model of a grid."""
     sides = cube_sides(CUBE, zooms_of(grid.affine))
     return TissueSpec(sides, count_cubes(grid.shape, sides))
 
 
 def card_of(name: str, grid: Grid, metrics: dict[str, float]) -> Card:
-    """Fill in the card of a generator that is shipped."""
+    """Create the card of a generator that ships with the app."""
     return Card(
         name=name,
         version=find_versions()["mri2pet"],
@@ -345,13 +345,13 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--labelmaps", type=Path, required=True)
     parser.add_argument("--uptake", type=Path, nargs="+", required=True)
-    parser.add_argument("--generators", type=Path, required=True, help="gets default and sloppy")
+    parser.add_argument("--generators", type=Path, required=True, help="folder for default, sloppy")
     parser.add_argument("--against", type=Path, nargs="*", default=[], help="other generators")
     make(parser.parse_args())
 
 
 def make(given: argparse.Namespace) -> None:  # noqa: PLR0915
-    """Do what the command line says."""
+    """Run all steps for the arguments of the command line."""
     given.work.mkdir(parents=True, exist_ok=True)
     paths = {path.name[-9:-7]: path for path in sorted(given.labelmaps.glob("*.nii.gz"))}
     brains = {name: anatomy_of(register(path, given.work)) for name, path in paths.items()}
@@ -369,7 +369,7 @@ def make(given: argparse.Namespace) -> None:  # noqa: PLR0915
     maps = [name for name, _ in painted if name not in HELD_OUT]
     pairs = [pair for name, pair in painted if name not in HELD_OUT]
     held_out = [pair for name, pair in painted if name in HELD_OUT]
-    print(f"{len(pairs)} pairs are painted", flush=True)
+    print(f"{len(pairs)} pairs painted", flush=True)
     model = fit(pairs, GRID)
 
     def predict_by(generator, tiling, fwhm: float = Settings.smoothing_fwhm) -> list[Volume]:

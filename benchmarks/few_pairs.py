@@ -69,16 +69,16 @@ from bids_app.synthesis.tiling import SliceTriplets, overlap
 from bids_app.synthesis.tissue import TissueModel, fit_tissue_model
 from bids_app.synthesis.training import Fit, Training, resume_training
 
-RESOLUTION = SLOPPY_RESOLUTION  # mm; every second voxel of what is painted
+RESOLUTION = SLOPPY_RESOLUTION  # mm; every second voxel of the painted grid
 PAINTED = 2  # mm
 GRID, FINE = (grid_of_box(Settings.bounding_box, size) for size in (RESOLUTION, PAINTED))
 ZOOMS, FINE_ZOOMS = (RESOLUTION,) * 3, (float(PAINTED),) * 3
-STRENGTH = 0.4  # of the warp: the app has registered people to the template
-RESIDUAL_BIAS = 0.25  # what N4 leaves of a bias field
+STRENGTH = 0.4  # of the warp; low, because people have been registered to the template
+RESIDUAL_BIAS = 0.25  # share of the bias field that remains after N4
 DURATION = 1200.0  # s
 FIRST_PAIRS, POOL, JUDGES = 24, 35, 8
 FWHM = Settings.smoothing_fwhm
-LOOKS = 15  # at the validation pairs
+LOOKS = 15  # evaluations on the validation pairs
 EARLY_RATE = trainings.EARLY_RATE
 WIDTH = 16
 ALL = "tissue", "tissue, first's in mind", "from scratch", "fine-tuned", "conditioned"
@@ -87,7 +87,7 @@ COLUMNS = ("pairs", "seed", "variant", "person", "ssim_brain", "psnr_brain", "cp
 
 @dataclass(frozen=True)
 class Site:
-    """A scanner and its protocol: contrast, point spread in mm, pattern and factors of uptake."""
+    """Scanner with its protocol: contrast, point spread in mm, pattern and factors of uptake."""
 
     contrast: Contrast
     fwhm: float
@@ -96,7 +96,7 @@ class Site:
 
 
 def make_sites() -> dict[str, Site]:
-    """Make both scanners; always the same."""
+    """Create both scanners, with a fixed seed."""
     rng = np.random.default_rng(2026)
     contrasts = [random_contrast(rng) for _ in range(2)]
     first, second = (replace(one, bias=RESIDUAL_BIAS * one.bias) for one in contrasts)
@@ -111,7 +111,7 @@ def make_sites() -> dict[str, Site]:
 
 
 def paint(site: Site, name: str, folder: Path, rng: np.random.Generator) -> None:
-    """Simulate T1w and PET of a person, as the app brings them to the template, and store them."""
+    """Simulate T1w and PET of a person, as if preprocessed by the app, and store them."""
     anatomy = template_anatomy(PAINTED)
     atrophy = draw_atrophy(rng.uniform(*AGES), rng)
     warp = draw_displacement(anatomy.grid, rng, strength=STRENGTH)
@@ -137,7 +137,7 @@ def paint(site: Site, name: str, folder: Path, rng: np.random.Generator) -> None
 
 
 def people_of(work: Path, site: str, number: int) -> list[Volumes]:
-    """Give people of a scanner, simulated unless they are there."""
+    """Return people of a scanner, simulated unless they exist."""
     made = []
     for place in range(number):
         name = f"{site}{place:02d}"
@@ -150,7 +150,7 @@ def people_of(work: Path, site: str, number: int) -> list[Volumes]:
 
 
 def tissue_spec() -> TissueSpec:
-    """Say what a tissue model of the grid is built from."""
+    """Return the specification of the tissue model of the grid."""
     sides = cube_sides(CUBE, ZOOMS)
     return TissueSpec(sides, count_cubes(GRID.shape, sides))
 
@@ -164,7 +164,7 @@ def learn(
     initial: ResnetGenerator | None = None,
     tissue: TissueModel | None = None,
 ) -> nn.Module:
-    """Train a network for so many seconds of CPU time, and give that of the best epoch."""
+    """Train a network for a number of seconds of CPU time; return that of the best epoch."""
     if tissue is not None:
         told = tissue.spec.tiling
         pairs = [replace(pair, condition=predict(pair.t1w, tissue, told)) for pair in pairs]
@@ -196,14 +196,14 @@ def learn(
     )
     for _ in resume_training(fit, taught, validate=validate, last_epoch=epochs):
         if time.process_time() - started > 1.2 * seconds:
-            break  # the first epoch was faster than others
+            break  # the first epoch was faster than the others
     if fit.kept:
         generator.load_state_dict(fit.kept)
     return generator.eval()
 
 
 def score(generator: nn.Module, judges: Sequence[Volumes]) -> Iterator[tuple[str, float, float]]:
-    """Compare what is synthesized with the real PET of others, in the brain."""
+    """Yield scores of the synthetic PET of held-out people, in the brain."""
     network = not isinstance(generator, TissueModel)
     tiling = overlap(SliceTriplets()) if network else generator.spec.tiling
     for judge in judges:
@@ -214,7 +214,7 @@ def score(generator: nn.Module, judges: Sequence[Volumes]) -> Iterator[tuple[str
 
 
 def known_from_first(work: Path, seconds: float) -> tuple[TissueModel, ResnetGenerator]:
-    """Train on the first scanner's pairs, unless that was done."""
+    """Train generators on the first scanner's pairs, unless they exist."""
     spec = replace(MODELS["semi3d-gan-mse"], width=WIDTH)
     paths = [work / f"first_{kind}.safetensors" for kind in ("tissue", "network")]
     if not all(path.exists() for path in paths):
@@ -238,7 +238,7 @@ def make(
     seed: int,
     first: tuple[TissueModel, ResnetGenerator],
 ) -> nn.Module:
-    """Make a generator of the second scanner's pairs, and of what is known from the first."""
+    """Train a generator on the second scanner's pairs; some variants use the first's."""
     spec = replace(MODELS["semi3d-gan-mse"], width=WIDTH)
     name, _, rate = variant.partition(", early layers × ")
     trainings.EARLY_RATE = float(rate) if rate else EARLY_RATE
@@ -261,7 +261,7 @@ def _key(row: dict[str, str]) -> tuple[int, str]:
 
 
 def tell(rows: Sequence[dict[str, str]]) -> None:
-    """Print means over people, with 95 % intervals over people, and differences from ``tissue``."""
+    """Print means over people with their 95 % intervals, and differences from ``tissue``."""
     scores: dict[tuple[int, str], dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
         people = scores.setdefault(_key(row), {})
@@ -271,7 +271,7 @@ def tell(rows: Sequence[dict[str, str]]) -> None:
         key: np.array([np.mean(people[person], axis=0) for person in sorted(people)])
         for key, people in scores.items()
     }
-    print("| pairs | generator | SSIM | PSNR (dB) | SSIM over tissue | PSNR over tissue | CPU s |")
+    print("| pairs | generator | SSIM | PSNR (dB) | SSIM − tissue | PSNR − tissue | CPU s |")
     print("|---|---|---|---|---|---|---|")
     for pairs, variant in sorted(means, key=lambda key: key[0]):
         own = means[pairs, variant]
@@ -288,20 +288,20 @@ def tell(rows: Sequence[dict[str, str]]) -> None:
 
 
 def _half(values: np.ndarray) -> np.ndarray:
-    """Give half of the 95 % interval of the mean over people, of Student's t."""
+    """Return half the width of the 95 % interval of the mean over people, by Student's t."""
     number = len(values)
     return stats.t.ppf(0.975, number - 1) * values.std(axis=0, ddof=1) / np.sqrt(number)
 
 
 def main() -> None:
-    """Do what is left, and print the table."""
+    """Run what has not been run, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--pairs", type=int, nargs="+", default=[5, 10, 20, 35])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--seconds", type=float, default=90.0, help="of CPU, for each network")
+    parser.add_argument("--seconds", type=float, default=90.0, help="CPU time per network")
     parser.add_argument("--variants", nargs="+", default=list(ALL))
-    parser.add_argument("--early-rates", type=float, nargs="*", default=[], help="more fine-tuning")
+    parser.add_argument("--early-rates", type=float, nargs="*", default=[], help="for early layers")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -30,13 +30,13 @@ FOLDS = 4
 
 
 def brain() -> np.ndarray:
-    """Mark an ellipsoid as large as a brain: 1.8 million voxels."""
+    """Create a mask of an ellipsoid as large as a brain: 1.8 million voxels."""
     places = np.meshgrid(*(np.linspace(-1, 1, side) for side in SHAPE), indexing="ij", sparse=True)
     return sum((place / 0.93) ** 2 for place in places) < 1
 
 
 def write_volumes(folder: Path, count: int) -> None:
-    """Write PETs: a pattern that all share, and a texture of each."""
+    """Write PETs: a shared pattern and an individual texture."""
     mask, shared = brain(), ndimage.gaussian_filter(_noise(0), 4)
     for number in range(count):
         path = folder / f"{number}.npy"
@@ -51,13 +51,13 @@ def _noise(seed: int) -> np.ndarray:
 
 
 def volumes(folder: Path, numbers: range) -> list[np.ndarray]:
-    """Map volumes."""
+    """Open volumes memory-mapped."""
     return [np.load(folder / f"{number}.npy", mmap_mode="c") for number in numbers]
 
 
 def measure(work: Path, given: argparse.Namespace) -> dict[str, float]:
-    """Train, fit, score, and apply; give seconds, MiB and counts. In a process of its own."""
-    torch.set_num_threads(1)  # as the app trains encoders
+    """Train, fit, score and apply, in a separate process; return seconds, MiB and counts."""
+    torch.set_num_threads(1)  # as when the app trains encoders
     mask = brain()
     training = given.controls - given.controls // FOLDS
     scored = volumes(work, range(training, given.controls + given.patients))
@@ -90,17 +90,17 @@ def measure(work: Path, given: argparse.Namespace) -> dict[str, float]:
     save_models(work / "voxels.safetensors", models)
     told["slab, MiB"] = (work / "voxels.safetensors").stat().st_size / 2**20
     told["slab, voxels"] = count_voxels(mask, slab)
-    told["support vectors a voxel"] = float(models.n_support.mean())
+    told["support vectors per voxel"] = float(models.n_support.mean())
     again = timed(
         "slab, applied", lambda: score_slab(fold, load_models(work / "voxels.safetensors"), scored)
     )
     told["largest difference"] = float(np.abs(again - scores).max())
-    told["memory at most, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    told["peak memory, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return told
 
 
 def main() -> None:
-    """Measure in a child, and extrapolate."""
+    """Measure in a child process, and extrapolate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--controls", type=int, default=75)
@@ -121,7 +121,7 @@ def main() -> None:
     for name, value in told.items():
         print(f"{name}: {value:.4g}")
     slabs = brain().sum() / told["slab, voxels"]
-    encoders = FOLDS / min(FOLDS, given.threads) * told["encoder, s"]  # folds side by side
+    encoders = FOLDS / min(FOLDS, given.threads) * told["encoder, s"]  # folds run in parallel
     hours = (encoders + FOLDS * slabs * told["slab, fitted, s"]) / 3600
     size = (told["controls, MiB"] + FOLDS * slabs * told["slab, MiB"]) / 1024
     apply = FOLDS * slabs * told["slab, applied, s"] / 60

@@ -45,7 +45,7 @@ NAMES = {
 
 
 def volumes(count: int, slices: int, seed: int) -> np.ndarray:
-    """Make smooth PET-like volumes, (count, I, J, slices)."""
+    """Simulate smooth PET-like volumes, (count, I, J, slices)."""
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((count, *SHAPE, slices), dtype=np.float32)
     smooth = ndimage.gaussian_filter(noise, (0, 3, 3, 0))
@@ -53,7 +53,7 @@ def volumes(count: int, slices: int, seed: int) -> np.ndarray:
 
 
 def measure(controls: int, scored: int, slices: int, threads: int) -> dict[str, float]:
-    """Fit and score a slab; in a process of its own."""
+    """Fit and score a slab; to be called in a separate process."""
     torch.set_num_threads(1)
     places = np.meshgrid(*(np.linspace(-1, 1, side) for side in SHAPE), indexing="ij")
     brain = np.repeat((sum((p / 0.93) ** 2 for p in places) < 1)[..., None], slices, axis=2)
@@ -65,7 +65,7 @@ def measure(controls: int, scored: int, slices: int, threads: int) -> dict[str, 
         encoder = SiameseAutoencoder(EncoderSpec(), torch.Generator().manual_seed(0)).eval()
         others = list(volumes(scored, slices, 2))
         few = FoldOnSlab(encoder, PackedControls(packed, range(8)), brain, Slab(0, 1), 1, "hypo")
-        fit_slab(few, others[:1], nu=0.03)  # compiles
+        fit_slab(few, others[:1], nu=0.03)  # compiles numba functions
         fold = FoldOnSlab(encoder, known, brain, slab, threads, "hypo")
         wall, cpu = time.perf_counter(), time.process_time()
         fit_slab(fold, others, nu=0.03)
@@ -76,7 +76,7 @@ def measure(controls: int, scored: int, slices: int, threads: int) -> dict[str, 
 
 
 def draw(told: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Draw a panel for each of the four: time, and memory on an axis of its own."""
+    """Plot a panel for each of the four: time, and memory on a second axis."""
     figure, panels = plt.subplots(1, len(STEPS), figsize=(14, 3.4))
     for panel, (name, steps) in zip(panels, STEPS.items(), strict=True):
         kind = "wall" if name == "threads" else "cpu"
@@ -94,7 +94,7 @@ def draw(told: dict[str, list[dict[str, float]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure each in a process of its own, print, and draw."""
+    """Measure each combination in a separate process, print a table, and plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("figure", type=Path)
     parser.add_argument("--one", type=json.loads)
@@ -103,7 +103,7 @@ def main() -> None:
         print(json.dumps(measure(**given.one)))
         return
     told: dict[str, list[dict[str, float]]] = {}
-    print("| | | CPU s | µs a voxel | wall s | peak GiB |\n|---|---|---|---|---|---|")
+    print("| | | CPU s | µs per voxel | wall s | peak GiB |\n|---|---|---|---|---|---|")
     for name, steps in STEPS.items():
         for step in steps:
             one = json.dumps({**USUAL, name: step})

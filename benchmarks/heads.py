@@ -26,23 +26,23 @@ from bids_app.imaging.volume import downsample, grid_of_box
 from bids_app.settings import Settings
 from bids_app.templates import Template, prepare
 
-GRID, BRAIN_GRID = 4.0, 2.0  # mm: of --sloppy; of the brains that are registered
-SHIFT = 40.0  # mm, at most, along each axis
+GRID, BRAIN_GRID = 4.0, 2.0  # mm: grid of --sloppy; grid of the registered brains
+SHIFT = 40.0  # mm, maximum along each axis
 TILTS = (20, 30, 40, 50, 60, 70)  # degrees
 LEARNT = ("colin27", "studyforrest", "sub-0", *(f"sub-control0{n}" for n in range(1, 8)))
 
 
 def is_learnt(name: str) -> bool:
-    """Tell whether a head is one of those on which bounds may be changed."""
+    """Return whether a head is one of those on which bounds may be changed."""
     return name.startswith(LEARNT)
 
 
 def brains(
     work: Path, data: Path, heads: int, *, grid: float = BRAIN_GRID, only: Iterable[str] = ()
 ) -> Iterator[tuple[str, Path]]:
-    """Give stripped brains without bias field; whole heads are stripped first.
+    """Yield skull-stripped, bias-corrected brains; whole heads are stripped first.
 
-    On a grid of 2 mm, or as fine as they are if a finer one is asked for.
+    They are downsampled to about ``grid`` mm, unless they are coarser already.
     """
     sources = [
         *sorted(data.glob("heads/*.nii.gz")),
@@ -63,7 +63,7 @@ def brains(
 
 
 def simulate(work: Path, data: Path) -> None:
-    """Paint a T1w and a PET on each label map, unless that has been done."""
+    """Simulate a T1w and a PET on each label map, unless they exist."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "simulated").exists():
         subprocess.run(
@@ -84,7 +84,7 @@ def simulate(work: Path, data: Path) -> None:
 
 
 def save_corrected(image: nifti.Image, path: Path, work: Path) -> None:
-    """Save a brain without its bias field."""
+    """Correct the bias field of a brain, and save the result."""
     raw, mask = work / "raw.nii.gz", work / "raw_mask.nii.gz"
     nifti.save(image, raw)
     nifti.save(nifti.Image(image.data > 0, image.affine), mask)
@@ -93,7 +93,7 @@ def save_corrected(image: nifti.Image, path: Path, work: Path) -> None:
 
 
 def brain_of(source: Path, work: Path) -> np.ndarray:
-    """Find the brain: the truth of painted heads; deepbet, in its own process, for others."""
+    """Return the true brain mask of a painted head, or that of deepbet, in its own process."""
     found = list((work / "simulated/derivatives/truth").rglob(f"{source.name[:-11]}*dseg.nii.gz"))
     if found:
         return brain_of_labels(nifti.load(found[0]).data)
@@ -109,12 +109,12 @@ def brain_of(source: Path, work: Path) -> np.ndarray:
 
 
 def brain_of_labels(labels: np.ndarray) -> np.ndarray:
-    """Give the brain of a label map, with the fluid between its folds."""
+    """Return the brain mask of a label map, including the fluid in its sulci."""
     return ndimage.binary_closing((labels > 0) & (labels < 300), iterations=3)
 
 
 def turns(rng: np.random.Generator, count: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Draw directions: nothing turned, then axis-aligned ones and tilts by turns."""
+    """Draw rotations: the identity, then axis-aligned ones and tilts alternately."""
     yield "as it is", np.eye(3)
     aligned = [rotation for rotation in axis_aligned() if np.trace(rotation) < 3]
     for number in range(count):
@@ -132,7 +132,7 @@ def turns(rng: np.random.Generator, count: int) -> Iterator[tuple[str, np.ndarra
 def turned(
     image: nifti.Image, turn: np.ndarray, shift: np.ndarray
 ) -> tuple[nifti.Image, np.ndarray]:
-    """Turn an image's header about its middle, and shift it; give the image, and what was done."""
+    """Rotate an image's affine about its centre, and shift it; also return the transform."""
     centre = image.affine[:3, :3] @ (np.array(image.data.shape) / 2) + image.affine[:3, 3]
     move = np.eye(4)
     move[:3, :3], move[:3, 3] = turn, centre - turn @ centre + shift
@@ -140,7 +140,7 @@ def turned(
 
 
 def template_at(grid: float, work: Path) -> Template:
-    """Lay the template on a grid, in mm, as the app does."""
+    """Resample the template to a grid of ``grid`` mm, as the app does."""
     return prepare(
         Settings.template,
         grid_of_box(Settings.bounding_box, grid),
@@ -150,30 +150,30 @@ def template_at(grid: float, work: Path) -> Template:
 
 
 def people(work: Path) -> list[Path]:
-    """Give the folders of painted people."""
+    """List the folders of painted people."""
     return sorted((work / "simulated").glob("sub-*"))
 
 
 def rows_of(results: Path) -> list[dict]:
-    """Read what was measured before."""
+    """Read the rows of previous runs."""
     text = results.read_text() if results.exists() else ""
     return [json.loads(line) for line in text.splitlines()]
 
 
 def done_in(results: Path) -> set[tuple]:
-    """Give the keys of what was measured before."""
+    """Return the keys of the rows of previous runs."""
     return {tuple(row["key"]) for row in rows_of(results)}
 
 
 def keep(results: Path, rows: Iterable[dict]) -> None:
-    """Write down each row as soon as it is measured."""
+    """Append each row to the results as soon as it is measured."""
     for row in rows:
         with results.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
 def share_of(hits: int, total: int) -> str:
-    """Tell a share with Wilson's 95 % interval.
+    """Format a share with Wilson's 95 % interval.
 
     Examples
     --------
@@ -186,20 +186,20 @@ def share_of(hits: int, total: int) -> str:
 
 @dataclass(frozen=True)
 class Person:
-    """A T1w, its brain, and the PET.
+    """Person with a T1w, its brain mask, and a PET.
 
     Parameters
     ----------
     t1w : Path
-        The file.
+        Path of the T1w.
     labels : Image
-        FreeSurfer's numbers on the grid of the T1w; or the brain alone.
+        Label map with FreeSurfer's numbers on the grid of the T1w, or the brain mask.
     brain : ndarray of bool
-        On that grid.
+        Brain mask on that grid.
     true : ndarray, (4, 4)
-        World of the T1w → world of the PET, as it is.
+        True transform from world coordinates of the T1w to those of the untouched PET.
     pet : Image, optional
-        Of those who have one.
+        PET of the person, if there is one.
     """
 
     t1w: Path
@@ -210,14 +210,14 @@ class Person:
 
     @property
     def points(self) -> np.ndarray:
-        """Give places in the brain, mm, with a 1 behind."""
+        """Homogeneous coordinates of points in the brain, in mm, (N, 4)."""
         voxels = np.argwhere(self.brain)[::50]
         return np.c_[voxels, np.ones(len(voxels))] @ self.labels.affine.T
 
     def register(
         self, pet: nifti.Image, turn: np.ndarray, shift: np.ndarray, work: Path
     ) -> tuple[float, dict]:
-        """Register a PET, turned, as the app does; give the error in mm, and what is told."""
+        """Register a turned PET as the app does; return the error in mm, and the sidecar fields."""
         mask, path, out = work / "pet_mask.nii.gz", work / "pet.nii.gz", work / "pet.txt"
         image, move = turned(pet, turn, shift)
         nifti.save(nifti.Image(self.brain, self.labels.affine), mask)
@@ -242,7 +242,7 @@ def painted(folder: Path, work: Path) -> Person:
 
 
 def real(brain: Path) -> Person:
-    """Make a person of a real brain, whose PET would lie where the T1w does."""
+    """Create a person from a real brain, whose true PET position is that of the T1w."""
     image = nifti.load(brain)
     mask = image.data > 0
     return Person(brain, nifti.Image(mask.astype(np.float32), image.affine), mask, np.eye(4))

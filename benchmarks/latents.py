@@ -23,26 +23,26 @@ from bids_app.detection.autoencoder import SiameseAutoencoder, fit_encoder, late
 from bids_app.detection.card import EncoderSpec
 
 SHAPE = (157, 189, 136)
-CONTROLS = 26  # that a fold learns from, of 35
-SOME = 500  # voxels, encoded one by one
-BATCHES = (64, 256, 1024)  # patches, of which the best is compared with
+CONTROLS = 26  # training controls of a fold, of 35
+SOME = 500  # voxels that are encoded one by one
+BATCHES = (64, 256, 1024)  # patches; sizes that are compared
 SEED = 5
 
 
 def new_encoder(spec: EncoderSpec) -> SiameseAutoencoder:
-    """Make an encoder with first weights."""
+    """Return an encoder with its initial weights."""
     return SiameseAutoencoder(spec, torch.Generator().manual_seed(SEED)).eval()
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Time a call."""
+    """Measure the wall time of a call, in s."""
     before = time.perf_counter()
     work()
     return time.perf_counter() - before
 
 
 def unfold(image: Tensor, size: int) -> Tensor:
-    """Cut the patch around every voxel of a slice, (1, I, J) → (I·J, 1, size, size)."""
+    """Extract the patch around every voxel of a slice, (1, I, J) → (I·J, 1, size, size)."""
     half = size // 2
     columns = F.unfold(F.pad(image[:, None], (half,) * 4), size)[0]
     return columns.T.reshape(-1, 1, size, size)
@@ -56,18 +56,18 @@ def in_batches(encoder: SiameseAutoencoder, image: Tensor, size: int) -> Tensor:
 
 @torch.inference_mode()
 def one_by_one(encoder: SiameseAutoencoder, patches: Tensor) -> Tensor:
-    """Encode patches, each alone."""
+    """Encode patches one by one."""
     return torch.cat([encoder.encode(patch) for patch in patches.split(1)])
 
 
 def ellipsoid() -> np.ndarray:
-    """Mark a brain as large as the template's: 1.85 million voxels."""
+    """Create a mask of an ellipsoid as large as the template's brain: 1.85 million voxels."""
     axes = np.meshgrid(*(np.linspace(-1, 1, side) for side in SHAPE), indexing="ij")
     return sum(axis**2 for axis in axes) < 0.93
 
 
 def compare(encoder: SiameseAutoencoder, turns: int) -> None:
-    """Print times of a slice, and how far the three agree."""
+    """Print times per slice, and the largest difference between the methods."""
     image = torch.rand(1, *SHAPE[:2], generator=torch.Generator().manual_seed(SEED))
     voxels, everywhere = image.numel(), np.ones(SHAPE[:2], bool)
     some = unfold(image, encoder.patch)[:SOME]
@@ -82,14 +82,14 @@ def compare(encoder: SiameseAutoencoder, turns: int) -> None:
         for name, (work, times) in ways.items():
             best[name] = min(best[name], times * seconds(work))
     for name, took in best.items():
-        print(f"{name}: {1000 * took:.1f} ms a slice, {took / best['densely']:.0f} × densely")
+        print(f"{name}: {1000 * took:.1f} ms per slice, {took / best['densely']:.0f} × densely")
     dense = torch.from_numpy(latents_at(encoder, image.numpy(), everywhere)[:, 0])
     apart = (in_batches(encoder, image, BATCHES[0]) - dense).abs().max()
     print(f"largest difference of a latent: {apart:.1e}")
 
 
 def whole_image(encoder: SiameseAutoencoder) -> None:
-    """Print the time of an image, at all voxels of an ellipsoid, slice by slice."""
+    """Print the time of encoding an image, slice by slice, at all voxels of an ellipsoid."""
     brain = ellipsoid()
     volume = np.random.default_rng(SEED).random(SHAPE, np.float32)
 
@@ -102,7 +102,7 @@ def whole_image(encoder: SiameseAutoencoder) -> None:
 
 
 def one_epoch(spec: EncoderSpec) -> None:
-    """Print the time of an epoch on volumes that are mapped from disk."""
+    """Print the time of a training epoch on memory-mapped volumes."""
     rng, brain = np.random.default_rng(SEED), ellipsoid()
     with TemporaryDirectory() as folder:
         volumes = []
@@ -120,7 +120,7 @@ def one_epoch(spec: EncoderSpec) -> None:
 
 
 def main() -> None:
-    """Print what was asked for."""
+    """Run the requested measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=5)

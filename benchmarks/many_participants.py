@@ -34,7 +34,7 @@ OPTIONS = ("participant", "--sloppy", "--resolution", "3", "--skip-bids-validati
 
 
 def call(*words: object) -> float:
-    """Run a command, and give its wall time in s."""
+    """Run a command and return its wall time in s."""
     name, *rest = (str(word) for word in words)
     started = time.perf_counter()
     command = [Path(sys.executable).with_name(name), *rest]
@@ -64,7 +64,7 @@ def copy_as(root: Path, label: str, changes: Sequence[tuple[str, str]]) -> None:
 
 
 def fingerprints(bids: Path, out: Path) -> tuple[dict[str, tuple[str, str]], Path]:
-    """Give what the app takes for the fingerprints of everyone, and its template."""
+    """Return the fingerprints that the app computes for each participant, and its template."""
     settings = parse([str(bids), str(out), *OPTIONS])
     template, generator = prepare_template(settings), prepare_generator(settings)
     version = read_json(out / "dataset_description.json")["GeneratedBy"][0]["Version"]
@@ -75,7 +75,7 @@ def fingerprints(bids: Path, out: Path) -> tuple[dict[str, tuple[str, str]], Pat
 
 
 def make(work: Path, participants: int) -> None:
-    """Make the dataset and its results."""
+    """Create the dataset and its results."""
     bids, out = work / "bids", work / "out"
     call("mri2pet-simulate", bids, "--paired", 1, "--resolution", 1, "--seed", 1)
     shutil.rmtree(bids / "derivatives")
@@ -97,7 +97,7 @@ def make(work: Path, participants: int) -> None:
 
 
 def main() -> None:
-    """Make what is not there, and print a table."""
+    """Create the dataset unless it exists, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--participants", type=int, default=1000)

@@ -22,19 +22,19 @@ from bids_app.imaging.volume import Mask, Volume
 from bids_app.synthesis.card import check_reference, read_card
 from bids_app.synthesis.reference import TRAITS, novelty, read_reference
 
-COPIES = 2  # of each map
+COPIES = 2  # per map
 SEED = 77
 SHOTS = 12  # parts of k-space between which the head moves
 Change = Callable[[Volume, Mask, np.random.Generator], Volume]
 
 
 def blurred(fwhm: float) -> Change:
-    """Blur by a Gaussian."""
+    """Return a change that blurs by a Gaussian of ``fwhm`` mm."""
     return lambda t1w, _brain, _rng: smooth(t1w, fwhm, ZOOMS)
 
 
 def noisy(size: float) -> Change:
-    """Add Rician noise, ``size`` of white matter."""
+    """Return a change that adds Rician noise, with the SD as a share of white matter."""
 
     def change(t1w: Volume, _brain: Mask, rng: np.random.Generator) -> Volume:
         size_here = size * find_tissue_means(t1w)[2]
@@ -45,7 +45,7 @@ def noisy(size: float) -> Change:
 
 
 def moved(size: float) -> Change:
-    """Move the head by ``size`` mm (SD) along y and z between parts of k-space."""
+    """Return a change that moves the head by ``size`` mm (SD) in y and z between k-space parts."""
 
     def change(t1w: Volume, _brain: Mask, rng: np.random.Generator) -> Volume:
         frequencies = np.fft.fftfreq(t1w.shape[1]), np.fft.fftfreq(t1w.shape[2])
@@ -62,7 +62,7 @@ def moved(size: float) -> Change:
 
 
 def enhanced(t1w: Volume, _brain: Mask, rng: np.random.Generator) -> Volume:
-    """Let thin parts of the fluid, a tenth of it, be half as bright again as white matter."""
+    """Make thin parts of the fluid, a tenth of it, 1.5 times as bright as white matter."""
     fluid, grey, white = find_tissue_means(t1w)
     field = smooth(rng.standard_normal(t1w.shape, dtype=np.float32), 3.0, ZOOMS)
     wet = (t1w > 0) & (t1w < (fluid + grey) / 2)
@@ -71,7 +71,7 @@ def enhanced(t1w: Volume, _brain: Mask, rng: np.random.Generator) -> Volume:
 
 
 def contrasted(fluid: float, grey: float, white: float) -> Change:
-    """Give tissues another brightness."""
+    """Return a change that gives the tissues other intensities."""
 
     def change(t1w: Volume, _brain: Mask, _rng: np.random.Generator) -> Volume:
         means = find_tissue_means(t1w)
@@ -99,7 +99,7 @@ ATROPHY = {"atrophy, 1.5 of the most in training": 1.5, "atrophy, 2.5": 2.5}
 
 
 def main() -> None:
-    """Print how many are called odd, a line a change."""
+    """Print how many T1w are flagged as unusual, one line per change."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--labelmaps", type=Path, required=True)
@@ -128,7 +128,7 @@ def main() -> None:
             for change_name, atrophy in ATROPHY.items():
                 look(change_name, paint(brain, pattern, rng, atrophy), CHANGES["as it is"], rng)
     print(f"training controls: {reference.novelties.min():.2f} to {highest:.2f}\n")
-    print("| T1w | called odd | novelty | most of all |\n|---|---|---|---|")
+    print("| T1w | flagged | novelty | most frequent reason |\n|---|---|---|---|")
     for name, told in found.items():
         values = [value for value, _ in told]
         words = [word for _, word in told]

@@ -29,44 +29,44 @@ from bids_app.simulation.anatomy import (
     WHITE,
 )
 
-SLAB, RADIUS, FADE = 72.0, 68.0, 25.0  # mm: height; of a ball; of the light in its middle
+SLAB, RADIUS, FADE = 72.0, 68.0, 25.0  # mm: slab height; ball radius; width of its bright centre
 BLUR = 6.0  # mm FWHM of PET
 HALF = 0.5
 GREY = (*CORTEX, *CEREBELLAR_CORTEX, *THALAMUS, *CAUDATE, *PUTAMEN, *HIPPOCAMPUS, *AMYGDALA)
 WHITES = (*WHITE, *CEREBELLAR_WHITE, *BRAINSTEM)
-GREY_OF_PIB, ELSEWHERE = 0.6, 0.2  # of uptake in white matter
+GREY_OF_PIB, ELSEWHERE = 0.6, 0.2  # relative to uptake in white matter
 CT_AIR, CT_BONE, CT_TISSUE = 0.0, 2000.0, 1035.0  # Hounsfield units + 1000, so that air is 0
 
 Maker = Callable[[nifti.Image], nifti.Image]
 
 
 def _places(image: nifti.Image) -> np.ndarray:
-    """Give how far right, anterior and superior of the brain's middle voxels are, in mm."""
+    """Return the RAS+ coordinates of all voxels relative to the brain's centre, in mm."""
     voxels = np.moveaxis(np.indices(image.data.shape), 0, -1)
     points = voxels @ image.affine[:3, :3].T
     return points - points[image.data > 0].mean(axis=0)
 
 
 def slab(brain: nifti.Image) -> nifti.Image:
-    """Leave the middle 72 mm."""
+    """Keep only the middle 72 mm."""
     keep = np.abs(_places(brain)[..., 2]) < SLAB / 2
     return nifti.Image(np.where(keep, brain.data, 0), brain.affine)
 
 
 def right_half(brain: nifti.Image) -> nifti.Image:
-    """Leave the right hemisphere."""
+    """Keep only the right hemisphere."""
     return nifti.Image(np.where(_places(brain)[..., 0] > 0, brain.data, 0), brain.affine)
 
 
 def ball(brain: nifti.Image) -> nifti.Image:
-    """Give a ball of the size of a brain, brighter in its middle."""
+    """Create a ball as large as a brain, brighter in its centre."""
     away = np.linalg.norm(_places(brain), axis=-1)
     light = 0.5 + 0.5 * np.exp(-((away / FADE) ** 2))
     return nifti.Image(np.where(away < RADIUS, light, 0).astype(np.float32), brain.affine)
 
 
 def inverted(brain: nifti.Image) -> nifti.Image:
-    """Make white matter dark and fluid bright, as T2w has it."""
+    """Invert the contrast, so that white matter is dark and fluid bright, as in T2w."""
     inside = brain.data > 0
     top = 1.1 * np.percentile(brain.data[inside], 99.5)
     data = np.clip(top - brain.data, 0.05 * top, None)
@@ -74,13 +74,13 @@ def inverted(brain: nifti.Image) -> nifti.Image:
 
 
 def noise(brain: nifti.Image) -> nifti.Image:
-    """Fill the outline with noise."""
+    """Fill the brain mask with noise."""
     data = np.random.default_rng(1).random(brain.data.shape) + HALF
     return nifti.Image(np.where(brain.data > 0, data, 0).astype(np.float32), brain.affine)
 
 
 def mirrored(image: nifti.Image) -> nifti.Image:
-    """Exchange left and right, about the middle of what is bright."""
+    """Exchange left and right by reversing an axis of the grid."""
     axis = int(np.abs(image.affine[0, :3]).argmax())
     return nifti.Image(np.flip(image.data, axis).copy(), image.affine)
 
@@ -96,7 +96,7 @@ T1W: dict[str, Maker] = {
 
 
 def _scanned(data: np.ndarray, person: Person) -> nifti.Image:
-    """Lay what was painted on a T1w's grid where that person's PET lies."""
+    """Place data on the grid of a T1w at the position of that person's PET."""
     return nifti.Image(data.astype(np.float32), person.true @ person.labels.affine)
 
 
@@ -106,7 +106,7 @@ def _noisy(data: np.ndarray, share: float) -> np.ndarray:
 
 
 def pet_exchanged(person: Person) -> nifti.Image:
-    """Reflect a PET at the plane through the middle of its brain."""
+    """Reflect a PET at the sagittal plane through the centre of its brain."""
     centre = (person.true @ np.append(person.points[:, :3].mean(axis=0), 1))[:3]
     normal = person.true[:3, 0]
     mirror = np.eye(4)
@@ -119,7 +119,7 @@ def pet_exchanged(person: Person) -> nifti.Image:
 
 
 def amyloid(person: Person) -> nifti.Image:
-    """Paint uptake that is highest in white matter, as of amyloid tracers in healthy people."""
+    """Paint uptake that is highest in white matter, as with amyloid tracers in healthy people."""
     labels = person.labels
     data = np.where(labels.data > 0, ELSEWHERE, 0).astype(np.float32)
     data[np.isin(labels.data, GREY)] = GREY_OF_PIB
@@ -128,7 +128,7 @@ def amyloid(person: Person) -> nifti.Image:
 
 
 def ct(person: Person) -> nifti.Image:
-    """Paint a CT: bone bright, all else alike."""
+    """Paint a CT: bright bone, uniform soft tissue."""
     labels = person.labels
     data = np.where(labels.data > 0, CT_TISSUE, CT_AIR).astype(np.float32)
     data[np.isin(labels.data, BONE)] = CT_BONE
@@ -136,19 +136,19 @@ def ct(person: Person) -> nifti.Image:
 
 
 def flat(person: Person) -> nifti.Image:
-    """Paint a head of one uptake."""
+    """Paint a head with uniform uptake."""
     data = smooth((person.labels.data > 0).astype(np.float32), BLUR, person.labels.zooms)
     return _scanned(_noisy(data, 0.03), person)
 
 
 def pet_noise(person: Person) -> nifti.Image:
-    """Give noise alone."""
+    """Create an image of noise only."""
     data = np.random.default_rng(3).random(person.labels.data.shape).astype(np.float32)
     return _scanned(smooth(data, BLUR, person.labels.zooms), person)
 
 
 def blurred(person: Person, fwhm: float) -> nifti.Image:
-    """Make the PET softer, as an old scanner would."""
+    """Blur the PET, as an old scanner would."""
     return nifti.Image(smooth(person.pet.data, fwhm, person.pet.zooms), person.pet.affine)
 
 
@@ -163,7 +163,7 @@ PET: dict[str, Callable] = {
 
 
 def carried(template_pet: nifti.Image, t1w: Path, back: Path, work: Path) -> nifti.Image:
-    """Carry a mean PET into a person's space, along the inverse of a registration."""
+    """Resample a mean PET into a person's space, by the inverse of a registration."""
     source, out = work / "mean_pet.nii.gz", work / "carried_pet.nii.gz"
     nifti.save(template_pet, source)
     registration.resample(source, t1w, [back], out, interpolation="linear")
@@ -171,7 +171,7 @@ def carried(template_pet: nifti.Image, t1w: Path, back: Path, work: Path) -> nif
 
 
 def mean_pets(data: Path) -> Iterator[tuple[str, nifti.Image]]:
-    """Read mean FDG PET of many people; what is below 0 becomes 0."""
+    """Yield the mean FDG PET of many people, with negative values set to 0."""
     for path in sorted(data.glob("fdg_templates/*.nii.gz")):
         image = nifti.load(path)
         yield path.name.split("_")[0], nifti.Image(np.clip(image.data, 0, None), image.affine)

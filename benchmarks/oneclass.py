@@ -24,14 +24,14 @@ from bids_app.detection.oneclass import VoxelwiseOneClassSVM
 
 Latents = NDArray[np.float32]
 FEATURES = 64
-SCORED = 30  # patients, and controls that were held out
-OFFSETS = (0, 1, 3, 10)  # SD of the features' means, over that between people
+SCORED = 30  # patients and held-out controls
+OFFSETS = (0, 1, 3, 10)  # SD of the features' means, relative to that between people
 CONTROLS = (26, 35, 56, 75)  # 3/4 of 35 and of 75, and all of them
-DIRECTIONS = 8  # along which people vary
-REST = 0.3  # SD along all others
+DIRECTIONS = 8  # number of directions along which people vary
+REST = 0.3  # SD along all other directions
 TURNS = 20
 SEED = 3
-MODELS = 6e6  # 1.5 million voxels, 4 folds
+MODELS = 6e6  # 1.5 million voxels × 4 folds
 
 
 def simulate(voxels: int, samples: int, offset: float, random: np.random.Generator) -> Latents:
@@ -44,7 +44,7 @@ def simulate(voxels: int, samples: int, offset: float, random: np.random.Generat
 
 
 def with_sklearn(train: Latents, scored: Latents) -> NDArray[np.float64]:
-    """Fit and score voxel by voxel, with scikit-learn."""
+    """Fit and score voxel by voxel with scikit-learn."""
     return np.stack(
         [
             OneClassSVM(nu=0.03).fit(learnt).decision_function(asked)
@@ -54,12 +54,12 @@ def with_sklearn(train: Latents, scored: Latents) -> NDArray[np.float64]:
 
 
 def ours(train: Latents, scored: Latents, threads: int) -> NDArray[np.float64]:
-    """Fit and score all voxels."""
+    """Fit and score all voxels with the app's solver."""
     return VoxelwiseOneClassSVM(threads=threads).fit(train).decision_function(scored)
 
 
 def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Time a call."""
+    """Measure the time of a call, in s."""
     before = clock()
     work()
     return clock() - before
@@ -68,7 +68,7 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
 def fastest(
     train: Latents, scored: Latents, looped: int, clock: Callable[[], float]
 ) -> NDArray[np.float64]:
-    """Give microseconds per voxel of scikit-learn, of one thread and of two, by turns."""
+    """Return the fewest µs per voxel of scikit-learn, one thread and two threads, run in turn."""
     turns = [
         [
             seconds(lambda: with_sklearn(train[:looped], scored[:looped]), clock) / looped,
@@ -81,7 +81,7 @@ def fastest(
 
 
 def compare(voxels: int, looped: int, random: np.random.Generator) -> None:
-    """Print the time of scikit-learn (for some voxels) and ours, ratios, and the agreement."""
+    """Print the times of scikit-learn (on some voxels) and of ours, ratios, and the agreement."""
     print(f"fit 75 and score {SCORED} x {FEATURES}; us per voxel (ratio); largest difference")
     for offset in OFFSETS:
         people = simulate(voxels, 75 + SCORED, offset, random)
@@ -97,7 +97,7 @@ def compare(voxels: int, looped: int, random: np.random.Generator) -> None:
 
 
 def as_bytes(vectors: Latents) -> Latents:
-    """Round support vectors to 256 levels between the least and the largest value of each."""
+    """Round support vectors to 256 levels between the smallest and largest value of each."""
     least = vectors.min(axis=1, keepdims=True)
     step = (vectors.max(axis=1, keepdims=True) - least) / 255
     return least + step * np.round((vectors - least) / step)
@@ -105,7 +105,7 @@ def as_bytes(vectors: Latents) -> Latents:
 
 def store(voxels: int, random: np.random.Generator) -> None:
     """Print how many support vectors there are, and what rounding them does to decisions."""
-    print(f"support vectors a voxel; GB of {MODELS:.0e} models (error, over the SD of decisions)")
+    print(f"support vectors per voxel; GB of {MODELS:.0e} models (error, in SD of decisions)")
     for offset in OFFSETS:
         people = simulate(voxels, max(CONTROLS) + SCORED, offset, random)
         for n in CONTROLS:
@@ -135,27 +135,27 @@ def store(voxels: int, random: np.random.Generator) -> None:
 
 
 def peak() -> float:
-    """Give the largest memory this process has held, in MiB."""
+    """Return the peak memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure_memory(voxels: int, random: np.random.Generator) -> None:
-    """Print what fitting and scoring a large piece takes beside the piece itself."""
+    """Print the memory that fitting and scoring a large piece needs in addition to the piece."""
     train = random.standard_normal((voxels, 75, FEATURES), np.float32)
     scored = random.standard_normal((voxels, SCORED, FEATURES), np.float32)
     before = peak()
     time_taken = seconds(lambda: ours(train, scored, 2))
     print(
-        f"{voxels} voxels x 75 x {FEATURES}, {train.nbytes / 2**20:.0f} MiB, as unlike one "
-        f"another as can be: {peak() - before:.0f} MiB beside it, {time_taken:.1f} s"
+        f"{voxels} voxels x 75 x {FEATURES}, {train.nbytes / 2**20:.0f} MiB, of independent "
+        f"noise: {peak() - before:.0f} MiB in addition, {time_taken:.1f} s"
     )
 
 
 def main() -> None:
-    """Print all."""
+    """Run all measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--voxels", type=int, default=512)
-    parser.add_argument("--looped", type=int, default=32, help="those that scikit-learn gets")
+    parser.add_argument("--looped", type=int, default=32, help="voxels for scikit-learn")
     arguments = parser.parse_args()
     random = np.random.default_rng(SEED)
     few = simulate(2, 75, 3, random)

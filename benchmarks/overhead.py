@@ -62,7 +62,7 @@ def timed(code: str, *words: object) -> float:
 
 
 def bare(work: Path, t1w: Path, threads: int) -> float:
-    """Seconds that the bare calls take."""
+    """Return the seconds that the bare calls take."""
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
     template = prepare(
         Settings.template,
@@ -76,7 +76,7 @@ def bare(work: Path, t1w: Path, threads: int) -> float:
 
 
 def app(work: Path, t1w: Path, threads: int) -> float:
-    """Seconds that the whole app takes for the same image."""
+    """Return the seconds that the whole app takes for the same image."""
     anat = work / "bids" / "sub-01" / "anat"
     anat.mkdir(parents=True)
     (work / "bids" / "dataset_description.json").write_text(
@@ -102,7 +102,7 @@ def app(work: Path, t1w: Path, threads: int) -> float:
 
 
 def inside(work: Path) -> float:
-    """Seconds of registration and deepbet in the app, counted once where side by side."""
+    """Return the seconds of registration and deepbet in the app; overlaps count once."""
     spans = []
     for path in (work / "out" / ".work").rglob("result_*.pklz"):
         runtime = loadpkl(path).runtime

@@ -51,7 +51,7 @@ TILTS = range(10, 71, 10)  # degrees
 
 
 def poses() -> Iterator[tuple[str, np.ndarray]]:
-    """Give all directions; the first is that of the untouched head."""
+    """Yield all rotations; the first is the identity."""
     aligned = sorted(axis_aligned(), key=lambda one: -np.trace(one))
     for number, turn in enumerate(aligned):
         yield f"axes {number}", turn
@@ -64,19 +64,20 @@ def poses() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def around(where: np.ndarray, margin: float = BRAIN_MARGIN) -> np.ndarray:
-    """Widen a brain on the coarse grid, as the app does."""
+    """Dilate a brain mask on the coarse grid, as the app does."""
     return ndimage.distance_transform_edt(~where, sampling=GRID) <= margin
 
 
 class Case:
-    """A fixed image, and one that is turned.
+    """Pair of a fixed image and one that is turned.
 
     Parameters
     ----------
     fixed, moving : Image
-        On coarse grids.
+        Images on coarse grids.
     true : ndarray, (4, 4), optional
-        Fixed → moving as it is, where that is known (a PET); else what is found there counts.
+        True transform from fixed to untouched moving, if known (for a PET); otherwise the pose
+        found for the untouched image is used.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Case:
         self.true = self.search(np.eye(3), np.zeros(3))[1] if true is None else true
 
     def search(self, turn: np.ndarray, shift: np.ndarray) -> tuple[dict, np.ndarray]:
-        """Search the turned image; give what was seen, and the pose with the turn undone."""
+        """Search the pose of the turned image; return a row, and the pose with the turn undone."""
         image, move = turned(self.moving, turn, shift)
         began = process_time()
         found = PoseSearch(
@@ -103,14 +104,14 @@ class Case:
         return {**row, "seconds": process_time() - began}, np.linalg.inv(move) @ found.matrix
 
     def errors(self, pose: np.ndarray) -> tuple[float, float]:
-        """Give the distance from the true pose: mm, mean over the brain; and degrees."""
+        """Return the distance from the true pose: mm, mean over the brain; and degrees."""
         apart = np.linalg.norm((self.points @ (pose - self.true).T)[:, :3], axis=1).mean()
         turn = Rotation.from_matrix(self.true[:3, :3].T @ pose[:3, :3])
         return float(apart), float(np.degrees(turn.magnitude()))
 
 
 def cases(work: Path, data: Path) -> Iterator[tuple[str, str, Case]]:
-    """Give each T1w with the template, and each painted PET with its T1w."""
+    """Yield each T1w with the template, and each painted PET with its T1w."""
     template = template_at(GRID, work)
     target = nifti.load(template.brain)
     for name, path in brains(work, data, 99):
@@ -124,7 +125,7 @@ def cases(work: Path, data: Path) -> Iterator[tuple[str, str, Case]]:
 
 
 def pet_case(person: Person) -> Case:
-    """Prepare the search of a PET on the tissues of its T1w, as the app does."""
+    """Create the case of a PET and the tissues of its T1w, as the app does."""
     t1w = nifti.load(person.t1w)
     uptake = expected_uptake(classify(t1w.data, person.brain))
     return Case(
@@ -135,7 +136,7 @@ def pet_case(person: Person) -> Case:
 
 
 def measure(work: Path, data: Path, every: int, done: set) -> Iterator[dict]:
-    """Search, head by head, in every so many of the directions."""
+    """Yield the results of the search, head by head, for one in ``every`` rotations."""
     for number, (kind, name, case) in enumerate(cases(work, data)):
         shifts = np.random.default_rng(number).uniform(-SHIFT, SHIFT, (99, 3))
         chosen = [
@@ -165,7 +166,7 @@ def tell(rows: list[dict]) -> None:
         print(
             f"{kind}: {len(heads)} heads; right {share_of(len(right), len(mine))}, median "
             f"{np.median(right):.1f} mm, most {max(right):.1f} mm; "
-            f"{np.mean([row['seconds'] for row in mine]):.1f} s of a core each"
+            f"{np.mean([row['seconds'] for row in mine]):.1f} s of CPU time each"
         )
         groups = [("24 axis-aligned", "axes"), *((f"tilted about {a}", f"tilt {a} ") for a in AXES)]
         for words, begin in groups:
@@ -178,23 +179,23 @@ def tell(rows: list[dict]) -> None:
 
 
 def told(words: str, rows: list[dict]) -> None:
-    """Print of some searches how many are right, and whether registration would start there."""
+    """Print how many searches are right, and in how many registration would start there."""
     if rows:
         right, better = sum(map(is_right, rows)), sum(row["better"] for row in rows)
         print(f"  {words}: right {share_of(right, len(rows))}; {better} overrule the header")
 
 
 def is_right(row: dict) -> bool:
-    """Tell whether a pose lies where it should."""
+    """Return whether a pose is within the tolerances of the true one."""
     return row["mm"] < RIGHT_MM and row["wrong_by"] < RIGHT_DEGREES
 
 
 def main() -> None:
-    """Go on where the last run stopped; print the table."""
+    """Resume where the last run stopped, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--every", type=int, default=3, help="direction is tried on each head")
+    parser.add_argument("--every", type=int, default=3, help="one in N poses per head")
     arguments = parser.parse_args()
     work, data = arguments.work.absolute(), arguments.data.absolute()
     simulate(work, data)

@@ -32,7 +32,7 @@ MEASURES = ("ssim_brain", "psnr_brain")
 
 
 def store(out: Path, resolution: float, folder: Path) -> list[Path]:
-    """Store everyone who has a PET, as training maps them."""
+    """Store all people with a PET in the format that training memory-maps."""
     stored = []
     for visit in find_preprocessed(out, Settings.template, resolution):
         if visit.pets:
@@ -47,7 +47,7 @@ def store(out: Path, resolution: float, folder: Path) -> list[Path]:
 
 
 def train(spec: ModelSpec, precision: str, seed: int, people: Sequence[Path]) -> ResnetGenerator:
-    """Train for all epochs; early stopping would compare two numbers of epochs."""
+    """Train for all epochs; with early stopping, the numbers of epochs could differ."""
     with TemporaryDirectory() as made:
         job = Job("all", spec, people, (), spec.epochs, seed, Settings.smoothing_fwhm, Path(made))
         launch_job(make_fabric("cpu", precision), job, Path(made))
@@ -58,7 +58,7 @@ def train(spec: ModelSpec, precision: str, seed: int, people: Sequence[Path]) ->
 
 
 def measure(network: ResnetGenerator, spec: ModelSpec, people: Sequence[Path]) -> np.ndarray:
-    """Score those left out: (people, measures)."""
+    """Score the held-out people: (people, measures)."""
     rows = []
     for place in people:
         volumes = open_volumes(place)
@@ -71,7 +71,7 @@ def measure(network: ResnetGenerator, spec: ModelSpec, people: Sequence[Path]) -
 
 
 def main() -> None:
-    """Print scores of both precisions, seed by seed."""
+    """Print the scores of both precisions, seed by seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", choices=MODELS, default="semi3d-gan-mse")

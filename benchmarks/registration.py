@@ -25,7 +25,7 @@ from bids_app.imaging.volume import Grid
 
 TEMPLATE = "MNI152NLin2009aSym"
 GREY, WHITE = (3, 42, 8, 47), (2, 41, 7, 46)  # FreeSurfer: cortex, cerebellar cortex; white
-HALF = 0.5  # of a voxel
+HALF = 0.5  # tissue probability
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -35,7 +35,7 @@ def run(*command: object) -> None:
 
 
 def itk_affine(path: Path) -> np.ndarray:
-    """Read an ITK text transform of one matrix as a 4 × 4 one, RAS+, mm."""
+    """Read an ITK text transform with one matrix as a 4 × 4 matrix in RAS+, mm."""
     lines = dict(line.split(": ", 1) for line in path.read_text().splitlines() if ": " in line)
     values = np.array(lines["Parameters"].split(), float)
     centre = np.array(lines["FixedParameters"].split(), float)[:3]
@@ -49,7 +49,7 @@ def itk_affine(path: Path) -> np.ndarray:
 
 
 def euler(angles: np.ndarray) -> np.ndarray:
-    """ITK's Euler3DTransform: R = Rz Rx Ry."""
+    """Return the rotation matrix of ITK's Euler3DTransform: R = Rz Rx Ry."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
     rx = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     ry = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -58,13 +58,13 @@ def euler(angles: np.ndarray) -> np.ndarray:
 
 
 def apply_to_points(transform: Path, points: np.ndarray) -> np.ndarray:
-    """Carry points (N, 3), LPS, mm, along a transform in one of ITK's formats."""
+    """Transform points (N, 3), LPS, mm, by a transform in one of ITK's formats."""
     path = sitk.ReadTransform(str(transform))
     return np.array([path.TransformPoint(point) for point in points.tolist()])
 
 
 def pet_error(truth: Path, out: Path, labels: nifti.Image) -> np.ndarray:
-    """Distances in mm over the brain between the true and the estimated place in the PET."""
+    """Return the distances in mm, over the brain, between true and estimated points in the PET."""
     voxels = np.argwhere((labels.data > 0) & (labels.data < 300))[::50]
     points = np.c_[voxels, np.ones(len(voxels))] @ labels.affine.T
     both = [itk_affine(next(root.rglob("*from-pet_to-T1w*.txt"))) for root in (truth, out)]
@@ -72,7 +72,7 @@ def pet_error(truth: Path, out: Path, labels: nifti.Image) -> np.ndarray:
 
 
 def resample_labels(labels: Path, reference: Path, transform: Path, out: Path) -> None:
-    """Carry labels in a process of its own: this one has numpy's threads."""
+    """Resample labels in a separate process, because this one already has numpy's threads."""
     code = (
         "from pathlib import Path; from bids_app.anatomy.registration import resample; "
         f"resample(Path({str(labels)!r}), Path({str(reference)!r}), [Path({str(transform)!r})], "
@@ -82,7 +82,7 @@ def resample_labels(labels: Path, reference: Path, transform: Path, out: Path) -
 
 
 def cut_template(load: Callable[..., nib.Nifti1Image], grid: Grid) -> np.ndarray:
-    """Cut an image of the template, of 1 mm, to a grid whose voxels coincide with its own."""
+    """Crop a 1 mm image of the template to a grid whose voxels coincide with its own."""
     image = load(resolution=1)
     offset = np.round(grid.affine[:3, 3] - image.affine[:3, 3]).astype(int)
     box = tuple(slice(o, o + n) for o, n in zip(offset, grid.shape, strict=True))
@@ -90,7 +90,7 @@ def cut_template(load: Callable[..., nib.Nifti1Image], grid: Grid) -> np.ndarray
 
 
 def prepare(arguments: argparse.Namespace, raw: Path, out: Path) -> None:
-    """Simulate the cohort, unless it is there, and preprocess it."""
+    """Simulate the cohort, unless it exists, and preprocess it."""
     anatomies = ["--anatomies", arguments.anatomies] if arguments.anatomies else []
     if not raw.exists():
         run(
@@ -109,7 +109,7 @@ def prepare(arguments: argparse.Namespace, raw: Path, out: Path) -> None:
 
 
 def tissue_overlap(labels: Path, folder: Path, work: Path) -> tuple[float, float]:
-    """Dice of a person's grey and white matter with the template's, in the template's space."""
+    """Return the Dice overlap of a person's grey and white matter with the template's."""
     reference = next(folder.rglob(f"*space-{TEMPLATE}_res-1_desc-preproc_T1w.nii.gz"))
     moved_path = work / f"{folder.name}_labels.nii.gz"
     resample_labels(labels, reference, next(folder.rglob("*from-T1w_to-*_xfm.h5")), moved_path)
@@ -124,11 +124,11 @@ def tissue_overlap(labels: Path, folder: Path, work: Path) -> tuple[float, float
 
 
 def main() -> None:
-    """Print a line per participant, and the summary."""
+    """Print a line per participant and a summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--participants", type=int, default=4)
-    parser.add_argument("--resolution", default="1", help="of the simulated T1w, in mm")
+    parser.add_argument("--resolution", default="1", help="voxel size of the simulated T1w, in mm")
     parser.add_argument("--anatomies", type=Path, help="label maps; default: the template")
     parser.add_argument("--seed", default="11")
     arguments = parser.parse_args()
@@ -150,7 +150,7 @@ def main() -> None:
 
 
 def axis_codes(affine: np.ndarray) -> str:
-    """Letters of the directions that a grid's axes point to."""
+    """Return the letters of the directions of a grid's axes."""
     names = (("L", "R"), ("P", "A"), ("I", "S"))
     largest = np.abs(affine[:3, :3]).argmax(axis=0)
     return "".join(names[row][int(affine[row, column] > 0)] for column, row in enumerate(largest))

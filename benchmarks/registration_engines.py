@@ -46,7 +46,7 @@ from bids_app.imaging.verdict import classify
 from bids_app.imaging.volume import grid_of_box
 
 LPS = np.diag([-1.0, -1.0, 1.0])  # ITK's axes in RAS+
-BOX = (-78, -112, -70, 78, 76, 85)  # SPM12's: whole cerebellum
+BOX = (-78, -112, -70, 78, 76, 85)  # SPM12's box, which covers the whole cerebellum
 FLUID, GREY, WHITE = 1, 2, 3
 HALF = 0.5
 STRUCTURES = {
@@ -69,7 +69,7 @@ CAVITY, CAVITY_AT = 15.0, (-38.0, 10.0, 30.0)  # mm: radius, and centre in MNI s
 
 
 def prepare_real(source: Path, folder: Path) -> None:
-    """Strip a real head, remove its bias field, and tell its tissues apart."""
+    """Skull-strip a real head, correct its bias field, and segment its tissues."""
     from bids_app.anatomy import brain
 
     image = nifti.load_scan(source)
@@ -82,7 +82,7 @@ def prepare_real(source: Path, folder: Path) -> None:
 
 
 def prepare_map(source: Path, folder: Path) -> None:
-    """Paint the T1w of a label map, with atrophy or with a cavity where the name says so."""
+    """Simulate the T1w of a label map, with atrophy or a cavity if the folder name says so."""
     from bids_app.simulation import images
     from bids_app.simulation.anatomy import anatomy_from_labels, is_brain
     from bids_app.simulation.geometry import (
@@ -111,7 +111,7 @@ def prepare_map(source: Path, folder: Path) -> None:
 
 
 def finish(t1w: np.ndarray, affine: np.ndarray, mask: np.ndarray, folder: Path) -> None:
-    """Remove the bias field in a process of its own, and keep the brain."""
+    """Correct the bias field in a separate process, and save the brain."""
     nifti.save(nifti.Image(t1w.astype(np.float32), affine), folder / "t1w.nii.gz")
     nifti.save(nifti.Image(mask, affine), folder / "mask.nii.gz")
     code = (
@@ -127,7 +127,7 @@ def finish(t1w: np.ndarray, affine: np.ndarray, mask: np.ndarray, folder: Path) 
 
 
 def prepare(work: Path, data: Path) -> None:
-    """Make all brains that are not there yet, and the template."""
+    """Create the template, and all brains that do not exist yet."""
     template, mask = load_mni152_template(resolution=1), load_mni152_brain_mask(resolution=1)
     brain = np.where(np.asarray(mask.dataobj) > 0, np.asarray(template.dataobj), 0)
     work.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def prepare(work: Path, data: Path) -> None:
 
 
 def grid_image(zoom: float) -> sitk.Image:
-    """Lay the grid of the comparison, empty."""
+    """Create an empty image on the grid of the comparison."""
     grid = grid_of_box(BOX, zoom)
     image = sitk.Image([int(n) for n in grid.shape], sitk.sitkFloat32)
     image.SetSpacing([zoom] * 3)
@@ -160,7 +160,7 @@ def grid_image(zoom: float) -> sitk.Image:
 
 
 def run_engine(work: Path, engine: str, name: str) -> None:
-    """Register one brain, and keep what came of it; CPU time is the engine's alone."""
+    """Register one brain and save the results; CPU time is that of the engine only."""
     folder, out = work / "brains" / name, work / "results" / engine / name
     out.mkdir(parents=True, exist_ok=True)
     template, brain = work / "template.nii.gz", folder / "brain.nii.gz"
@@ -191,8 +191,8 @@ def run_engine(work: Path, engine: str, name: str) -> None:
 
 
 def places_of(transform: sitk.Transform, grid: sitk.Image) -> np.ndarray:
-    """Give where a transform takes each voxel of a grid: (I, J, K, 3), LPS, mm."""
-    large = sitk.Image([9, 9, 9], sitk.sitkFloat64)  # linear in between: exact
+    """Return the points to which a transform maps a grid's voxels: (I, J, K, 3), LPS, mm."""
+    large = sitk.Image([9, 9, 9], sitk.sitkFloat64)  # coordinates are linear: exact
     large.SetSpacing([100.0] * 3)
     large.SetOrigin([-400.0] * 3)
     sides = [-400.0 + 100.0 * np.arange(9)] * 3
@@ -206,7 +206,7 @@ def places_of(transform: sitk.Transform, grid: sitk.Image) -> np.ndarray:
 
 
 def with_ants(template: Path, brain: Path, out: Path) -> list[Path]:
-    """Register as version 0.1 did: SyNQuick of ANTs, images as they are."""
+    """Register as version 0.1 did: by ANTs' SyNQuick at full resolution."""
     import ants
 
     fixed, moving = ants.image_read(str(template)), ants.image_read(str(brain))
@@ -224,7 +224,7 @@ def with_ants(template: Path, brain: Path, out: Path) -> list[Path]:
 
 
 def with_ants_at_2mm(template: Path, brain: Path, out: Path) -> list[Path]:
-    """Register by ANTs on 2 mm, both images cut to the brain: affine, SyN of mutual information."""
+    """Register by ANTs at 2 mm, images cropped to the brain: affine, SyN, mutual information."""
     import ants
 
     from bids_app.imaging.verdict import winsorize
@@ -260,13 +260,13 @@ ENGINES = {"ants": with_ants, "ants-2mm": with_ants_at_2mm, "dipy": with_dipy}
 
 
 def load(work: Path, engine: str, name: str) -> dict:
-    """Read what came of a registration."""
+    """Read the results of a registration."""
     folder = work / "results" / engine / name
     return dict(np.load(folder / "result.npz")) | json.loads((folder / "told.json").read_text())
 
 
 def template_tissue() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give the template's T1w, brain, and tissues (fluid, grey, white), on the fine grid."""
+    """Return the template's T1w, brain mask, and tissues (fluid, grey, white), on the fine grid."""
     grid = grid_of_box(BOX, 1.0)
     t1w, mask, grey, white = (
         cut_template(make, grid)
@@ -284,7 +284,7 @@ def template_tissue() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def between_people(labels: dict[str, np.ndarray], groups: dict[str, tuple[int, ...]]) -> np.ndarray:
-    """Give each person's Dice with the others, mean over them: (people, structures)."""
+    """Return each person's Dice with the others, averaged over them: (people, structures)."""
     names = list(labels)
     found = np.full((len(names), len(names), len(groups)), np.nan)
     masks = {name: [np.isin(labels[name], group) for group in groups.values()] for name in names}
@@ -296,14 +296,14 @@ def between_people(labels: dict[str, np.ndarray], groups: dict[str, tuple[int, .
 
 
 def jacobian(places: np.ndarray) -> np.ndarray:
-    """Give the determinant of the Jacobian of a map on the coarse grid; LPS on a RAS+ grid."""
+    """Return the Jacobian determinant of a map on the coarse grid; LPS points on a RAS+ grid."""
     steps = [np.stack(np.gradient(places[..., axis], 2.0), -1) for axis in range(3)]
     found: np.ndarray = np.linalg.det(np.stack(steps, -2)) * np.linalg.det(LPS)
     return found
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> str:
-    """Say how much larger the first is than the second, with its 95 % interval over people."""
+    """Format the mean difference of two measures, with its 95 % interval over people."""
     gap = one - other
     mean = gap.mean()
     if len(gap) < 3:
@@ -313,7 +313,7 @@ def difference(one: np.ndarray, other: np.ndarray) -> str:
 
 
 def report(work: Path, engines: list[str]) -> None:
-    """Print all tables, in Markdown, of the brains that all engines have registered."""
+    """Print all tables, in Markdown, over the brains that all engines have registered."""
     done = [
         {path.parent.name for path in (work / "results" / engine).glob("*/told.json")}
         for engine in engines
@@ -322,7 +322,7 @@ def report(work: Path, engines: list[str]) -> None:
     real = [name for name in names if not name.startswith("map")]
     maps = [name for name in names if name.startswith("map") and "-" not in name]
     changed = len(names) - len(real) - len(maps)
-    print(f"{len(real)} real heads, {len(maps)} label maps, {changed} changed ones")
+    print(f"{len(real)} real heads, {len(maps)} label maps, {changed} modified ones")
     results = {engine: {name: load(work, engine, name) for name in names} for engine in engines}
     tissues = {"fluid": (FLUID,), "grey": (GREY,), "white": (WHITE,)}
     print_template(results, real, maps)
@@ -333,7 +333,7 @@ def report(work: Path, engines: list[str]) -> None:
 
 
 def print_template(results: dict, real: list[str], maps: list[str]) -> None:
-    """Print how well brains lie on the template."""
+    """Print the agreement of brains with the template."""
     t1w, brain, tissue = template_tissue()
     print("\nAgainst the template\n\n| | fluid | grey | white | r, real | r, maps |")
     print("|---|---|---|---|---|---|")
@@ -351,7 +351,7 @@ def print_template(results: dict, real: list[str], maps: list[str]) -> None:
 
 
 def print_between(results: dict, people: list[str], groups: dict[str, tuple[int, ...]]) -> None:
-    """Print how well people lie on each other, and how the last engine differs."""
+    """Print the agreement between people, and how the last engine differs from the others."""
     scores = {
         engine: between_people({name: of[name]["labels"] for name in people}, groups)
         for engine, of in results.items()
@@ -372,7 +372,7 @@ def print_between(results: dict, people: list[str], groups: dict[str, tuple[int,
 
 
 def print_shape(results: dict, names: list[str]) -> None:
-    """Print Jacobian determinants, and what a registration takes."""
+    """Print Jacobian determinants, and the time and memory of a registration."""
     brain = template_tissue()[1][::2, ::2, ::2]
     print(
         "\n| | Jacobian, 0.1 to 99.9 % | folded voxels | CPU s | wall s | GB | MB of transforms |"
@@ -392,7 +392,7 @@ def print_shape(results: dict, names: list[str]) -> None:
 
 
 def print_changed(results: dict, names: list[str], maps: list[str]) -> None:
-    """Print what atrophy and a cavity do."""
+    """Print the effects of atrophy and of a cavity."""
     print("\n| | ventricles | subcortical, mean | cavity: mm moved, mean | 99th percentile |")
     print("|---|---|---|---|---|")
     groups = {"ventricles": STRUCTURES["lateral ventricles"]}
@@ -422,7 +422,7 @@ def print_changed(results: dict, names: list[str], maps: list[str]) -> None:
 
 
 def cavity_moves(cut_out: dict, whole: dict) -> tuple[float, float]:
-    """Tell how far a cavity moves the brain around it, from 5 mm beyond its edge on, in mm."""
+    """Return how far a cavity moves the brain beyond 10 mm from its edge: mean and P99, in mm."""
     grid = grid_of_box(BOX, 2.0)
     places = np.moveaxis(np.indices(grid.shape), 0, -1) * 2.0 + grid.affine[:3, 3]
     brain = template_tissue()[1][::2, ::2, ::2]
@@ -432,14 +432,14 @@ def cavity_moves(cut_out: dict, whole: dict) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Register what is left to do, and print the tables."""
+    """Run the missing registrations, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("--data", type=Path, help="with labelmaps/, ds002748/ and heads/")
+    parser.add_argument("--data", type=Path, help="folder of labelmaps/, ds002748/ and heads/")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
-    parser.add_argument("--names", nargs="+", help="of brains; default: all")
+    parser.add_argument("--names", nargs="+", help="names of brains; default: all")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--report", action="store_true", help="of what is there")
+    parser.add_argument("--report", action="store_true", help="only print the tables")
     arguments = parser.parse_args()
     if arguments.one:
         run_engine(arguments.work, *arguments.one)

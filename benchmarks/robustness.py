@@ -31,20 +31,20 @@ from registration import LPS, apply_to_points
 
 BIN = Path(sys.executable).parent
 GRID = "space-MNI152NLin2009aSym_res-4"
-LIKE, NOT_LIKE = 0.95, 0.9  # correlation with the reference inside its brain; our choice
-NEAR = 2.0  # mm, mean over the brain, from where the reference was taken: half a voxel; our choice
-POINTS = 50  # every so many voxels of the template's brain are carried to tell how far that is
+LIKE, NOT_LIKE = 0.95, 0.9  # correlations with the reference inside its brain; our choice
+NEAR = 2.0  # mm, mean distance over the brain from the reference: half a voxel; our choice
+POINTS = 50  # step between the voxels of the template's brain at which it is measured
 TABLE = "desc-registration_metrics.tsv"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a run did with one case."""
+    """Outcome of a run for one case."""
 
-    likeness: float | None  # correlation with the reference; None: no result
+    likeness: float | None  # correlation with the reference; None if there is no result
     verdict: str
-    sentences: tuple[str, ...]  # of the terminal, about this case
-    distance: float | None = None  # mm from where the reference was taken; None: not known
+    sentences: tuple[str, ...]  # messages in the terminal about this case
+    distance: float | None = None  # mm from the reference; None if unknown
 
     def __str__(self) -> str:
         told = f"; {self.sentences[-1]}" if self.sentences else ""
@@ -58,24 +58,24 @@ Answer = tuple[str, Callable[[Seen], bool]]
 
 
 def has_result(seen: Seen) -> bool:
-    """Tell whether there is a result that later levels would use."""
+    """Return whether there is a result that later levels would use."""
     return seen.likeness is not None and seen.verdict != "fail"
 
 
 def is_like(seen: Seen) -> bool:
-    """Tell whether there is a usable result that equals the reference, or lies where it does."""
+    """Return whether a usable result is like the reference, or at the same place."""
     return (
         has_result(seen) and seen.likeness is not None and (seen.likeness >= LIKE or is_near(seen))
     )
 
 
 def is_near(seen: Seen) -> bool:
-    """Tell whether an image of other resolution or contrast lies where the reference does."""
+    """Return whether an image, of any resolution or contrast, lies where the reference does."""
     return seen.distance is not None and seen.distance <= NEAR
 
 
 def is_told(seen: Seen) -> bool:
-    """Tell whether a sentence of the terminal is about the case."""
+    """Return whether a message in the terminal is about the case."""
     return bool(seen.sentences)
 
 
@@ -111,8 +111,8 @@ T1W: dict[str, Answer] = {
     "empty": REFUSED, "isgz": NOT_SILENT, "gzjunk": REFUSED, "html": REFUSED,
     "lfs": REFUSED, "annex": REFUSED, "UPPER": REFUSED, "analyze": REFUSED,
     "realcode0": REFUSED, "realthick": NOT_SILENT, "realmp2rage": NOT_SILENT,
-}  # fmt: skip  # all others: as the reference
-# Cases of the reference's voxels in its order, or in its world: how far apart they lie is known
+}  # fmt: skip  # all others: SAME
+# Cases with the reference's voxel order or world coordinates, whose distance can be measured
 SAME_ORDER = {
     "tilted70deg",
     "upsidedown",
@@ -152,7 +152,7 @@ PET: dict[str, Answer] = {
 NO_T1W, NO_PET = "_T1w.nii", "_pet.nii"
 NOT_FDG = {"tracer15", "tracer20"}  # FDOPA, fluorodeoxygalactose
 UNCLEAR = {"tracer08", "tracer12", "tracer18", "tracer22"}  # 18F fluoro-D-glucose, FGD, F-18 …
-NAMES: dict[str, str | tuple[str, ...]] = {  # what the used name has in it; NO_…: none is used
+NAMES: dict[str, str | tuple[str, ...]] = {  # parts of the name that is used; NO_…: none is used
     "ceA": "sub-ceA_T1w",
     "ceB": "rec-norm_T1w",
     "ceC": "acq-mprage_T1w",
@@ -192,7 +192,7 @@ NAMES: dict[str, str | tuple[str, ...]] = {  # what the used name has in it; NO_
 
 
 def run(log: Path, *command: object) -> tuple[int, str]:
-    """Run a command once; its exit code and all that it printed are kept in ``log``."""
+    """Run a command once; keep its exit code and output in ``log``."""
     if not log.exists():
         done = subprocess.run(
             [str(word) for word in command], capture_output=True, text=True, check=False
@@ -203,7 +203,7 @@ def run(log: Path, *command: object) -> tuple[int, str]:
 
 
 def simulate(work: Path) -> Path:
-    """Make the dataset that cases are made of."""
+    """Simulate the dataset from which cases are derived."""
     base = work / "base"
     run(
         work / "base.log",
@@ -224,7 +224,7 @@ def simulate(work: Path) -> Path:
 
 
 def process(work: Path, bids: Path) -> tuple[int, str]:
-    """Bring all images of a dataset into template space, coarsely."""
+    """Preprocess all images of a dataset on a coarse grid."""
     return run(
         work / f"{bids.name}.log",
         BIN / "mri2pet",
@@ -239,7 +239,7 @@ def process(work: Path, bids: Path) -> tuple[int, str]:
 
 
 def sentences_about(text: str, case: str) -> tuple[str, ...]:
-    """Find what the terminal told of a case, apart from progress."""
+    """Find the messages about a case in the terminal output, apart from progress."""
     lines = (line.strip() for line in text.splitlines())
     ends = (" started", " done", " FAILED")
     about = [
@@ -253,7 +253,7 @@ def sentences_about(text: str, case: str) -> tuple[str, ...]:
 
 
 def likeness(path: Path, reference: Path, mask: Path, coverage: Path | None = None) -> float:
-    """Correlate two images inside a mask, and where the first one was measured."""
+    """Correlate two images inside a mask and, if given, the coverage of the first."""
     one, other, inside = (np.asarray(nib.load(p).dataobj) for p in (path, reference, mask))
     where = inside > 0
     if coverage is not None and coverage.exists():
@@ -262,9 +262,9 @@ def likeness(path: Path, reference: Path, mask: Path, coverage: Path | None = No
 
 
 def distance(raw: list[Path], transforms: list[Path], mask: Path) -> float:
-    """Tell how far apart two T1w were taken from, in mm, mean over the template's brain.
+    """Return the distance between two T1w in world space, in mm, mean over the template's brain.
 
-    Where one header has turned the head of the other, the turn is that between their affines.
+    If both have the same shape, their affines give the turn between them, which is allowed for.
     """
     case, reference = (nib.load(path) for path in raw)
     turn = np.eye(4)
@@ -279,14 +279,14 @@ def distance(raw: list[Path], transforms: list[Path], mask: Path) -> float:
 
 
 def verdicts(out: Path) -> dict[str, str]:
-    """Read the verdict of each image in template space, by its name."""
+    """Read the verdict of each image in template space, by file name."""
     header, *rows = [line.split("\t") for line in (out / TABLE).read_text().splitlines()]
     file, verdict = header.index("file"), header.index("verdict")
     return {Path(row[file]).name: row[verdict] for row in rows}
 
 
 def t1w_cases(work: Path, hdr: Path) -> Iterator[tuple[str, Answer, Seen]]:
-    """Judge each T1w by the reference, which is the same head as it should be stored."""
+    """Compare each T1w with the reference, the same head stored correctly."""
     _, text = process(work, hdr)
     out = work / "hdr_out"
     told = verdicts(out)
@@ -313,7 +313,7 @@ def t1w_cases(work: Path, hdr: Path) -> Iterator[tuple[str, Answer, Seen]]:
 
 
 def pet_cases(work: Path, pet: Path) -> Iterator[tuple[str, Answer, Seen]]:
-    """Judge each PET by the reference; cases of tracers by whether they would be used."""
+    """Compare each PET with the reference; cases of tracers by whether they would be used."""
     tracers = work / "tracers"
     if not tracers.exists():
         shutil.copytree(pet, tracers)
@@ -343,7 +343,7 @@ def pet_cases(work: Path, pet: Path) -> Iterator[tuple[str, Answer, Seen]]:
 
 
 def tracer_cases(work: Path, bids: Path) -> Iterator[tuple[str, Answer, Seen]]:
-    """Judge whether a PET is taken for FDG, by the name of its tracer."""
+    """Check whether a PET is taken for FDG, by the name of its tracer."""
     text = dry_run(work, bids)
     used, _, unused = text.partition("Not used")
     for folder in sorted(bids.glob("sub-01/ses-tracer*/pet")):
@@ -360,7 +360,7 @@ def tracer_cases(work: Path, bids: Path) -> Iterator[tuple[str, Answer, Seen]]:
 
 
 def dry_run(work: Path, bids: Path) -> str:
-    """Print which images would be used."""
+    """Return the report of a dry run: which images would be used."""
     _, text = run(
         work / f"{bids.name}_dry.log",
         BIN / "mri2pet",
@@ -375,7 +375,7 @@ def dry_run(work: Path, bids: Path) -> str:
 
 
 def name_cases(work: Path, bids: Path) -> Iterator[tuple[str, Answer, Seen]]:
-    """Judge which image of several is chosen, by its name."""
+    """Check which of several images is chosen, by its name."""
     used, _, unused = dry_run(work, bids).partition("Not used")
     for case, wanted in NAMES.items():
         row = " ".join(line for line in used.splitlines() if f"sub-{case}/" in line)
@@ -394,27 +394,27 @@ def name_cases(work: Path, bids: Path) -> Iterator[tuple[str, Answer, Seen]]:
 
 
 def hostile_image(root: Path, case: str) -> Path:
-    """Name the T1w of a case, and make its folder."""
+    """Return the path of the T1w of a case, and create its folder."""
     folder = root / f"sub-{case}" / "anat"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"sub-{case}_T1w.nii.gz"
 
 
 def make_special_files(root: Path) -> None:
-    """Make what is no regular file, under the names of images."""
+    """Create special files under the names of images."""
     os.mkfifo(hostile_image(root, "fifo"))
     hostile_image(root, "directory").mkdir()
     hostile_image(root, "device").symlink_to("/dev/zero")
     path = hostile_image(root, "socket")
     here = Path.cwd()
     with socket.socket(socket.AF_UNIX) as door:
-        os.chdir(path.parent)  # paths of sockets are short
+        os.chdir(path.parent)  # the path of a socket has to be short
         door.bind(path.name)
         os.chdir(here)
 
 
 def make_headers(root: Path, header: bytes) -> None:
-    """Make images whose headers say what is not so: sizes, and where the voxels begin."""
+    """Create images whose headers have wrong sizes or voxel offsets."""
     dim, vox_offset = 40, 108  # nifti1.h
     for case, place, value in (
         ("huge", dim, np.array([3, 30000, 30000, 30000, 1, 1, 1, 1], "<i2")),
@@ -435,7 +435,7 @@ def make_headers(root: Path, header: bytes) -> None:
 
 
 def make_sidecars(root: Path, t1w: Path, pet: Path) -> None:
-    """Make PETs whose sidecars are too deep, too large, or no file."""
+    """Create PETs whose sidecars are too deep, too large, or not a regular file."""
     contents = {
         "deepjson": "[" * 100_000 + "]" * 100_000,
         "widejson": '{"TracerName": "' + "x" * 10**8 + '"}',
@@ -453,7 +453,7 @@ def make_sidecars(root: Path, t1w: Path, pet: Path) -> None:
 
 
 def make_files(base: Path, root: Path) -> None:
-    """Make a dataset in which all participants but one have a hostile file."""
+    """Create a dataset in which all participants but one have a hostile file."""
     source = base / "sub-control01"
     t1w, pet = (next(source.rglob(f"*_{name}.nii.gz")) for name in ("T1w", "pet"))
     root.mkdir(parents=True)
@@ -467,7 +467,7 @@ def make_files(base: Path, root: Path) -> None:
 
 
 def file_cases(work: Path, bids: Path) -> Iterator[tuple[str, Answer, Seen]]:
-    """Judge whether hostile files cost their own participant only, in a sentence."""
+    """Check that a hostile file stops only its participant, with a message."""
     started = time.monotonic()
     code, text = process(work, bids)
     print(f"files: exit code {code} after {time.monotonic() - started:.0f} s", file=sys.stderr)
@@ -487,7 +487,7 @@ def file_cases(work: Path, bids: Path) -> Iterator[tuple[str, Answer, Seen]]:
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, Answer, Seen]]:
-    """Make and run all parts that are asked for."""
+    """Create and run the cases of all requested parts."""
     work = arguments.work
     base = simulate(work)
     heads = [] if arguments.heads is None else [arguments.heads]
@@ -514,16 +514,16 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, Answer, Seen]]:
 
 
 def main() -> None:
-    """Print the table, in Markdown, and how many cases are not as they should be."""
+    """Print the table, in Markdown, and how many cases are as expected."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("--cases", type=Path, required=True, help="folder of the makers")
+    parser.add_argument("--cases", type=Path, required=True, help="folder of make_*.py")
     parser.add_argument("--heads", type=Path, help="folder of real heads")
     parser.add_argument("--parts", nargs="+", default=["t1w", "pet", "names", "files"])
     arguments = parser.parse_args()
     arguments.work = arguments.work.absolute()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    print("| case | right | seen | |\n|---|---|---|---|")
+    print("| case | expected | observed | as expected |\n|---|---|---|---|")
     counts = {True: 0, False: 0}
     for case, (answer, judge), seen in cases(arguments):
         right = judge(seen)
@@ -531,7 +531,7 @@ def main() -> None:
         told = str(seen).replace(str(arguments.work), "WORK").replace("|", "¦")
         told = " ".join(told.replace("│", ";").split())
         print(f"| {case} | {answer} | {told} | {'yes' if right else '**NO**'} |", flush=True)
-    print(f"\n{counts[True]} of {sum(counts.values())} cases are as they should be.")
+    print(f"\n{counts[True]} of {sum(counts.values())} cases are as expected.")
 
 
 if __name__ == "__main__":

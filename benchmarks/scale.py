@@ -32,7 +32,7 @@ LESION, RADIUS, NOT_COVERED = (-50.0, -20.0, -15.0), 20.0, 20.0  # mm
 
 
 def estimators(pet: Volume, brain: Mask, grey: Volume, expected: Volume) -> dict[str, float]:
-    """Give each estimator's number for a PET; NaN where it is not covered."""
+    """Return each estimator's value for a PET that is NaN outside its coverage."""
     seen = brain & np.isfinite(pet)
     filled = smooth(np.where(seen, pet, 0), 8.0, ZOOMS) / np.maximum(
         smooth(seen.astype(np.float32), 8.0, ZOOMS), 1e-3
@@ -55,7 +55,7 @@ def estimators(pet: Volume, brain: Mask, grey: Volume, expected: Volume) -> dict
 
 
 def scans_of(number: int) -> Iterator[tuple[str, int, int, dict[str, float]]]:
-    """Scan a person: give case, scanner, repetition, and the number of each estimator."""
+    """Scan a person; yield case, scanner, repetition, and the value of each estimator."""
     rng = np.random.default_rng([5, number])
     source, pattern = template_anatomy(2), images.usual_pattern()
     atrophy = draw_atrophy(rng.uniform(20, 76), rng)
@@ -91,7 +91,7 @@ def main() -> None:
         for case, place, again, numbers in scans_of(number):
             for name, value in numbers.items():
                 found[case, name][number, place, again] = np.log(value)
-    print(f"{people} people; SD in %: noise, scanner, people, all | lesion: bias; cut: bias, SD")
+    print(f"{people} people; SD in %: noise, scanner, people, total | lesion: bias; cut: bias, SD")
     for name in [name for case, name in found if case == "whole"]:
         logs = found["whole", name]
         lesion, cut = (found[case, name] - logs for case in ("lesion", "cut"))

@@ -17,7 +17,7 @@ from bids_app.synthesis.inference import load_generator, synthesize
 
 
 def main() -> None:
-    """Print seconds, and the peak of the process's memory."""
+    """Print the time, and the peak memory of the process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     torch.set_num_threads(parser.parse_args().threads)
@@ -30,7 +30,7 @@ def main() -> None:
     )
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{pet.shape} in {seconds:.1f} s, {peak:.2f} GiB at most")
+    print(f"{pet.shape} in {seconds:.1f} s, peak {peak:.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -59,26 +59,26 @@ from bids_app.synthesis.training import Fit, Training, resume_training
 
 PAINTED, RESOLUTION = 1.5, 3.0  # mm
 FINE, GRID = (grid_of_box(Settings.bounding_box, size) for size in (PAINTED, RESOLUTION))
-EVERY = (slice(None, None, 2),) * 3  # voxels of the fine grid that are on the other
+EVERY = (slice(None, None, 2),) * 3  # voxels of the fine grid that are on the coarse grid
 FINE_ZOOMS, ZOOMS = (PAINTED,) * 3, (RESOLUTION,) * 3
 AFFINE = tuple(map(tuple, GRID.affine.tolist()))
 PAIRED, FEW, T1W_ONLY = 35, 12, 40
-PATIENTS = 34  # twice the paper's: intervals are narrower
-STRENGTH = 0.4  # of the warp: the app has registered people to the template
-RESIDUAL_BIAS = 0.25  # what N4 leaves of a bias field
-FWHM = 8.0  # mm, of what norms compare
-WIDTH, LEFT_OUT = 16, 7  # of networks; pairs that choose the epoch
+PATIENTS = 34  # twice the paper's, for narrower intervals
+STRENGTH = 0.4  # of the warp; low, because people have been registered to the template
+RESIDUAL_BIAS = 0.25  # share of the bias field that remains after N4
+FWHM = 8.0  # mm, smoothing of the images that norms compare
+WIDTH, LEFT_OUT = 16, 7  # of networks; number of validation pairs
 GENERATORS = {"tissue": "tissue", "semi-3D": "semi3d-gan-mse", "3D-patch": "patch3d-gan-mse"}
-MATCH_FWHM, MOST_STRETCH = 8.0, 3.0  # mm; of the moments that are matched; our choice
+MATCH_FWHM, MOST_STRETCH = 8.0, 3.0  # mm, smoothing of the moments; bound; our choice
 SHOWN = (1, 3, 10)
-PLACES = 4000  # of patches that are reconstructed
-DRAWS = 2000  # of patients, for intervals of differences
-NEVER = 10_000  # rank of what is not found
+PLACES = 4000  # reconstructed patches
+DRAWS = 2000  # bootstrap samples of patients, for intervals of differences
+NEVER = 10_000  # rank of a lesion that is not found
 
 
 @dataclass(frozen=True)
 class Person:
-    """T1w and PET of a person in template space; PET without and with lesions, by number."""
+    """T1w, PET without and with lesions, brain mask and numbered lesions in template space."""
 
     t1w: Volume
     well: Volume
@@ -88,7 +88,7 @@ class Person:
 
 
 def paint(rng: np.random.Generator, depths: tuple[float, float] | None) -> Person:
-    """Paint a person."""
+    """Simulate a person, with lesions if ``depths`` is given."""
     anatomy = template_anatomy(2)
     atrophy = draw_atrophy(rng.uniform(*AGES), rng)
     warp = draw_displacement(anatomy.grid, rng, strength=STRENGTH)
@@ -116,7 +116,7 @@ def paint(rng: np.random.Generator, depths: tuple[float, float] | None) -> Perso
 
 
 def people_of(folder: Path, seed: int, kind: int, number: int, **how: object) -> list[Person]:
-    """Give people of a cohort, painted unless they are there."""
+    """Return people of a cohort, simulated unless they exist."""
     made = []
     for place in range(number):
         path = folder / f"person_{kind}_{place:02}.npz"
@@ -129,7 +129,7 @@ def people_of(folder: Path, seed: int, kind: int, number: int, **how: object) ->
 
 
 def volumes_of(people: Sequence[Person]) -> list[Volumes]:
-    """Give people as training takes them."""
+    """Convert people to the input of training."""
     return [
         Volumes(Owner(f"{place}", None, AFFINE), one.t1w, one.well, one.brain)
         for place, one in enumerate(people)
@@ -137,7 +137,7 @@ def volumes_of(people: Sequence[Person]) -> list[Volumes]:
 
 
 def learn(row: str, pairs: Sequence[Volumes], seed: int, epochs: int) -> nn.Module:
-    """Train a generator; of networks, the epoch is kept that is best on a few pairs left out."""
+    """Train a generator; for networks, keep the epoch that is best on a few held-out pairs."""
     if row == "tissue":
         sides = cube_sides(CUBE, ZOOMS)
         return fit_tissue_model(TissueSpec(sides, count_cubes(GRID.shape, sides)), pairs)
@@ -167,7 +167,7 @@ def learn(row: str, pairs: Sequence[Volumes], seed: int, epochs: int) -> nn.Modu
 
 
 def synthesize(row: str, generator: nn.Module, people: Sequence[Person]) -> list[Volume]:
-    """Predict PET as ``participant`` writes them."""
+    """Synthesize PET as ``participant`` does."""
     if isinstance(generator, TissueModel):
         tiling = generator.spec.tiling
     else:
@@ -178,7 +178,7 @@ def synthesize(row: str, generator: nn.Module, people: Sequence[Person]) -> list
 
 
 def match(made: Sequence[Volume], real: Sequence[Volume], brain: Mask) -> list[Volume]:
-    """Give synthetic PET the mean and the SD of real ones at each place."""
+    """Match mean and SD of synthetic PET to those of real PET, voxel by voxel."""
 
     def moments(volumes: Sequence[Volume]) -> tuple[Volume, Volume]:
         mean, squares = np.mean(volumes, axis=0), np.mean(np.square(volumes), axis=0)
@@ -197,7 +197,7 @@ def match(made: Sequence[Volume], real: Sequence[Volume], brain: Mask) -> list[V
 def norm_maps(
     name: str, train: Sequence[Sequence[Volume]], others: Sequence[Sequence[Volume]], brain: Mask
 ) -> dict[str, list[Volume]]:
-    """Score others by what controls are like; each is a PET, and its synthetic one if need be."""
+    """Score others against norms of controls; each is a PET, with its synthetic PET if needed."""
     how = {"fwhm": FWHM, "affine": GRID.affine}
     norms = [
         fit_norm((how_much(*own, brain, **how) for own in train), brain)
@@ -219,10 +219,10 @@ def svm_maps(
     spec: EncoderSpec,
     checked: Sequence[Volume] = (),
 ) -> tuple[dict[str, list[Volume]], list[tuple[float, float, float]]]:
-    """Score by one one-class SVM per voxel; as the paper, and as the app does.
+    """Score by one one-class SVM per voxel, as in the paper and as in the app.
 
-    Of those who are checked, also give the error of reconstruction, the mean score, and the share
-    of the brain above 0. Volumes may have channels, the PET first.
+    For each of ``checked``, also return the reconstruction error, the mean score, and the share of
+    the brain above 0. Volumes may have channels, with the PET first.
     """
     train, scored = (
         [np.where(brain, one, 0).astype(np.float32) for one in some]
@@ -261,7 +261,7 @@ def svm_maps(
 
 
 def clusters_of(person: Person, score: Volume, brain: Mask) -> dict[str, list]:
-    """Find clusters: the sum of each, by rank, and the rank of the first that hits each lesion."""
+    """Find clusters; return their sums by rank, and the rank of the first to hit each lesion."""
     inside = brain & person.brain & ~np.isnan(score)
     found, labels = find_clusters(
         np.where(inside, score, 0).astype(np.float32),
@@ -280,7 +280,7 @@ Sets = dict[str, list[Volume]]
 
 @dataclass(frozen=True)
 class Cohort:
-    """People of a seed, PET that were made of T1w, and the brain that all controls have."""
+    """People of a seed, synthetic PET, and the brain mask that all controls share."""
 
     paired: list[Person]
     t1w_only: list[Person]
@@ -292,7 +292,7 @@ class Cohort:
 def own_synthetic(
     folder: Path, paired: Sequence[Person], patients: Sequence[Person], seed: int
 ) -> Sets:
-    """Give synthetic PET of patients, and of controls by models that have not seen them."""
+    """Return synthetic PET of patients, and of controls by models not trained on them."""
     pairs, path = volumes_of(paired), folder / "own.npz"
     if not path.exists():
         halves = [slice(0, None, 2), slice(1, None, 2)]
@@ -306,7 +306,7 @@ def own_synthetic(
 
 
 def cohort_of(folder: Path, seed: int, given: argparse.Namespace) -> Cohort:
-    """Paint a cohort, and train generators."""
+    """Simulate a cohort, and train generators on it."""
     folder.mkdir(parents=True, exist_ok=True)
     depths = (given.lesion_depth[0] / 100, given.lesion_depth[1] / 100)
     paired = people_of(folder, seed, 0, PAIRED, depths=None)
@@ -325,7 +325,7 @@ def cohort_of(folder: Path, seed: int, given: argparse.Namespace) -> Cohort:
         ]
         ssim, psnr = (np.mean([getattr(s, f"{x}_brain") for s in scores]) for x in ("ssim", "psnr"))
         print(f"seed {seed}, {name}: SSIM {ssim:.3f}, PSNR {psnr:.1f} dB in the brain", flush=True)
-    path = folder / "made_few.npy"  # by a tissue model of a few pairs
+    path = folder / "made_few.npy"  # by a tissue model of few pairs
     if not path.exists():
         few = learn("tissue", pairs[:FEW], seed, 0)
         np.save(path, np.stack(synthesize("tissue", few, t1w_only)))
@@ -336,7 +336,7 @@ def cohort_of(folder: Path, seed: int, given: argparse.Namespace) -> Cohort:
 
 
 def sets_of(cohort: Cohort) -> Sets:
-    """List the training sets."""
+    """Return the training sets."""
     real = [one.well for one in cohort.paired]
     others = [one.well for one in cohort.t1w_only]
     sets = {"35 real": real, "75 real": [*real, *others]}
@@ -354,7 +354,7 @@ def sets_of(cohort: Cohort) -> Sets:
 
 
 def run_seed(folder: Path, seed: int, given: argparse.Namespace) -> None:
-    """Do all of one seed."""
+    """Run all steps of one seed."""
     cohort = cohort_of(folder, seed, given)
     pets = [one.ill for one in cohort.patients] + [one.well for one in cohort.patients]
     for name, train in sets_of(cohort).items():
@@ -398,7 +398,7 @@ Found = dict[str, dict[str, dict[int, list[dict[str, list]]]]]  # set → detect
 
 
 def read_all(work: Path, seeds: Sequence[int]) -> tuple[Found, dict[str, list]]:
-    """Read what was found, and what was seen of those who were checked."""
+    """Read the clusters found, and the measures of the checked PET."""
     found, checked = Found(), dict[str, list]()
     for seed in seeds:
         for path in sorted((work / f"seed-{seed}").glob("found_*.json")):
@@ -411,20 +411,20 @@ def read_all(work: Path, seeds: Sequence[int]) -> tuple[Found, dict[str, list]]:
 
 
 def hits(people: Sequence[dict[str, list]], kept: int) -> Iterator[tuple[int, int]]:
-    """Give for each patient how many lesions are found, and how many there are."""
+    """Yield for each patient how many lesions are found, and how many there are."""
     for person in people[:PATIENTS]:
         yield sum(rank <= kept for rank in person["ranks"]), len(person["ranks"])
 
 
 def least_of(people: Sequence[dict[str, list]], rate: float) -> float:
-    """Give the sum of scores above which the same people, well, have so many clusters each."""
+    """Return the sum of scores at which people without lesions have ``rate`` clusters each."""
     sums = sorted((s for person in people[PATIENTS:] for s in person["sums"]), reverse=True)
     place = int(rate * PATIENTS)
     return sums[place] if place < len(sums) else 0.0
 
 
 def hits_above(people: Sequence[dict[str, list]], rate: float) -> Iterator[tuple[int, int]]:
-    """Give for each patient how many lesions are found at a rate of false clusters."""
+    """Yield found and known lesions of each patient at a rate of false clusters."""
     least = least_of(people, rate)
     for person in people[:PATIENTS]:
         own = [r for r in person["ranks"] if r < NEVER and person["sums"][r - 1] > least]
@@ -435,12 +435,12 @@ Count = Callable[[Sequence[dict[str, list]]], Iterator[tuple[int, int]]]
 
 
 def table_of(by_seed: dict[int, list[dict[str, list]]], count: Count) -> np.ndarray:
-    """Give found and known of all patients, (patients, 2)."""
+    """Return the numbers of found and known lesions of all patients, (patients, 2)."""
     return np.array([pair for seed in sorted(by_seed) for pair in count(by_seed[seed])])
 
 
 def tell_difference(one: np.ndarray, other: np.ndarray) -> str:
-    """Give a difference of sensitivities with its 95 % interval over patients."""
+    """Format a difference of sensitivities with its 95 % interval over patients."""
     rng = np.random.default_rng(0)
     draws = rng.integers(len(one), size=(DRAWS, len(one)))
     found = (one[draws, 0] - other[draws, 0]).sum(axis=1) / one[draws, 1].sum(axis=1)
@@ -450,7 +450,7 @@ def tell_difference(one: np.ndarray, other: np.ndarray) -> str:
 
 
 def report(work: Path, seeds: Sequence[int]) -> None:
-    """Print tables over all seeds, and draw curves."""
+    """Print tables and plot curves over all seeds."""
     found, checked = read_all(work, seeds)
     counts: dict[str, Count] = {f"{k} clusters": lambda people, k=k: hits(people, k) for k in SHOWN}
     counts["1 false cluster"] = lambda people: hits_above(people, 1.0)
@@ -461,13 +461,13 @@ def report(work: Path, seeds: Sequence[int]) -> None:
 
 
 def tell_detector(found: Found, detector: str, counts: dict[str, Count]) -> None:
-    """Print sensitivities by training set; differences are from the same number of real ones."""
+    """Print sensitivities by training set; differences are from the same real controls alone."""
     usual = found["35 real"][detector]
     known = int(table_of(usual, counts["10 clusters"])[:, 1].sum())
-    print(f"\n### {detector}: {known} lesions of {len(usual) * PATIENTS} patients\n")
+    print(f"\n### {detector}: {known} lesions in {len(usual) * PATIENTS} patients\n")
     compared = ("10 clusters", "1 false cluster")
-    gains = [f"{name}, over real alone" for name in compared]
-    print("|", " | ".join(["trained on", *counts, "luck, 10", *gains]), "|")
+    gains = [f"{name}, minus real alone" for name in compared]
+    print("|", " | ".join(["trained on", *counts, "chance, 10", *gains]), "|")
     print("|---" * (len(counts) + 4) + "|")
     for name, every in found.items():
         if detector not in every:
@@ -486,8 +486,8 @@ def tell_detector(found: Found, detector: str, counts: dict[str, Count]) -> None
 
 
 def tell_checked(checked: dict[str, list]) -> None:
-    """Print how detectors of 35 real controls see the PET of the 40, real and synthetic."""
-    heads = ("error", "mean score", "above 0", "AUC of the error", "AUC of the score")
+    """Print how detectors of 35 real controls score the real and synthetic PET of the 40."""
+    heads = ("error", "mean score", "share above 0", "AUC of the error", "AUC of the score")
     print("\n|", " | ".join(["PET of the 40", *heads]), "|")
     print("|---" * (len(heads) + 1) + "|")
     real = np.array(checked["real"])  # (seeds, people, 3)
@@ -503,12 +503,12 @@ def tell_checked(checked: dict[str, list]) -> None:
 
 
 def area_of(own: np.ndarray, other: np.ndarray) -> float:
-    """Give how often one of the first is above one of the second: the area under the ROC curve."""
+    """Return the area under the ROC curve that separates the first values from the second."""
     return float(stats.mannwhitneyu(own, other).statistic / (len(own) * len(other)))
 
 
 def draw(found: Found, path: Path) -> None:
-    """Draw sensitivity over lesions as Figure 4 of the paper, a panel for each detector."""
+    """Plot sensitivity over lesions like Figure 4 of the paper, with a panel per detector."""
     detectors = ["ocsvm, paper", "ocsvm, hypo", "zscore, hypo", "combined, hypo"]
     figure, panels = plt.subplots(1, len(detectors), figsize=(14, 4.5), sharey=True)
     for panel, detector in zip(panels, detectors, strict=True):
@@ -526,16 +526,16 @@ def draw(found: Found, path: Path) -> None:
 
 
 def main() -> None:
-    """Do all seeds, and print tables."""
+    """Run all seeds and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[301, 302, 303])
     parser.add_argument("--mirrored", type=float, default=images.VARIATION[0][1])
     parser.add_argument("--lesion-depth", type=float, nargs=2, default=[10, 40], help="in %%")
-    parser.add_argument("--epochs", type=int, default=20, help="of semi-3D")
-    parser.add_argument("--patch-epochs", type=int, default=3, help="of 3D-patch")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of semi-3D")
+    parser.add_argument("--patch-epochs", type=int, default=3, help="epochs of 3D-patch")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--report", action="store_true", help="tables of what is there")
+    parser.add_argument("--report", action="store_true", help="print tables only")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     (wide, _), (fine, _) = images.VARIATION

@@ -33,9 +33,9 @@ SEED = 5
 
 
 class PlainLoop:
-    """A Cycle-GAN's or Simple-GAN's training step without optimisation.
+    """Training loop of a Cycle-GAN or Simple-GAN without optimisation for speed.
 
-    ``bfloat16`` wraps it into torch's autocast, to learn how much of a difference that makes.
+    ``bfloat16`` runs it under torch's autocast, to measure the effect of that precision.
     """
 
     def __init__(self, spec: ModelSpec, *, bfloat16: bool = False) -> None:
@@ -52,7 +52,7 @@ class PlainLoop:
         self.judges = torch.optim.Adam(judges.parameters(), spec.learning_rate, betas)
 
     def step(self, batch: Batch) -> tuple[float, float]:
-        """Take a step; give both losses."""
+        """Run a step; return both losses."""
         cast = torch.autocast("cpu", torch.bfloat16) if self.bfloat16 else nullcontext()
         with cast:
             return self._step(batch)
@@ -91,7 +91,7 @@ class PlainLoop:
 
 
 def use_own_layers_of_torch(network: nn.Module) -> None:
-    """Put what torch has in place of our convolutions with reflection; weights stay."""
+    """Replace our convolutions with reflection by those of torch, with the same weights."""
     for name, layer in network.named_children():
         use_own_layers_of_torch(layer)
         if isinstance(layer, ReflectConv2d):
@@ -107,7 +107,7 @@ def use_own_layers_of_torch(network: nn.Module) -> None:
 
 
 def pair(spec: ModelSpec, shape: tuple[int, int, int] = SHAPE) -> Pair:
-    """Make a T1w and a PET with smooth contents inside an ellipsoid, as large as the paper's."""
+    """Simulate a T1w and a PET, smooth inside an ellipsoid, as large as the paper's."""
     rng = np.random.default_rng(SEED)
     places = np.stack(np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij"))
     brain = (places**2).sum(axis=0) < 0.8
@@ -119,20 +119,20 @@ def pair(spec: ModelSpec, shape: tuple[int, int, int] = SHAPE) -> Pair:
 
 
 def start(spec: ModelSpec, precision: str | None = None) -> Training:
-    """Begin a training as the app does on this machine."""
+    """Start a training as the app does on this machine."""
     fabric = make_fabric("cpu", precision or choose_precision("cpu"))
     return Training(spec, fabric, torch.Generator().manual_seed(SEED))
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Time a call."""
+    """Measure the wall time of a call, in s."""
     before = time.perf_counter()
     work()
     return time.perf_counter() - before
 
 
 def compare(spec: ModelSpec, steps: int, block: int) -> None:
-    """Run both loops side by side on the same batches; print ratio and losses."""
+    """Run both loops in turn on the same batches; print the ratio of times, and the losses."""
     batches = [b for _ in range(50) for b in shuffled_batches([pair(spec)], spec, _random())]
     batches = batches[:steps]
     plain, ours = PlainLoop(spec), start(spec)
@@ -149,7 +149,7 @@ def compare(spec: ModelSpec, steps: int, block: int) -> None:
         done = first + len(part)
         print(
             f"{done:3d} steps: plain {spent['plain'] / done:.2f} s, ours "
-            f"{spent['ours'] / done:.2f} s a step, ratio {ratio:.2f}; generator loss "
+            f"{spent['ours'] / done:.2f} s per step, ratio {ratio:.2f}; generator loss "
             f"{lines[-1][0]:.3f} / {lines[-1][2]:.3f}, discriminator {lines[-1][1]:.3f} / "
             f"{lines[-1][3]:.3f}",
             flush=True,
@@ -160,7 +160,7 @@ def compare(spec: ModelSpec, steps: int, block: int) -> None:
 
 
 def agree(spec: ModelSpec, steps: int) -> None:
-    """Print how far losses of the same batches are apart: loops, and precisions, at half size."""
+    """Print differences of losses between loops and precisions, on the same half-size batches."""
     some = pair(spec, tuple(side // 2 for side in SHAPE))
     batches = [b for _ in range(50) for b in shuffled_batches([some], spec, _random())][:steps]
     plain, cast = PlainLoop(spec), PlainLoop(spec, bfloat16=True)
@@ -199,7 +199,7 @@ def matmul_peak(threads: int) -> float:
 
 
 def flops_of(spec: ModelSpec, size: tuple[int, ...]) -> float:
-    """Count multiplications and additions of one sample's step: forward, and twice that back."""
+    """Count the FLOPs of one sample's training step: forward, and twice as many backward."""
     from torch.utils.flop_counter import FlopCounterMode
 
     translator = build_translator(spec, _random())
@@ -210,14 +210,14 @@ def flops_of(spec: ModelSpec, size: tuple[int, ...]) -> float:
             network(x)
         counts.append(counter.get_total_flops())
     generator, judge = counts
-    # Simple-GAN: G forward and back; D once through for G (forward, gradient of its input), twice
-    # for itself. Cycle-GAN: four generator passes, two judges.
+    # Simple-GAN: G forward and backward; D once for G's loss (forward, gradient of its input), and
+    # twice for its own. Cycle-GAN: four generator passes, two discriminators.
     passes = (4 if spec.cycle else 1) * 3 * generator
     return passes + (2 if spec.cycle else 1) * (2 + 2 * 3) * judge
 
 
 def rates(steps: int, peak: float) -> None:
-    """Print samples per second of each row at the paper's settings, and what waits for data."""
+    """Print samples per second of each row at the paper's settings, and the share of the step."""
     for name, spec in MODELS.items():
         training, one = start(spec), pair(spec)
         inside = 0.0
@@ -230,7 +230,7 @@ def rates(steps: int, peak: float) -> None:
         )
         began, count, size = time.perf_counter(), 0, ()
         for batch, _ in zip(batches, range(steps + 1), strict=False):
-            if count == 0:  # the first warms up
+            if count == 0:  # warm-up
                 training.step(batch)
                 began, inside = time.perf_counter(), 0.0
             else:
@@ -248,7 +248,7 @@ def rates(steps: int, peak: float) -> None:
 
 
 def main() -> None:
-    """Print what was asked for."""
+    """Run the requested measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50)

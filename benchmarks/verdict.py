@@ -59,11 +59,11 @@ from bids_app.imaging.verdict import (
 )
 from bids_app.templates import Template
 
-RIGHT, WRONG = 5.0, 10.0  # mm, mean over the brain; what lies between is neither
+RIGHT, WRONG = 5.0, 10.0  # mm, mean over the brain; errors in between are neither
 FINE = {
     "sub-52": (("as it is", True), ("y 60", False), ("z 90", True)),
     "colin27_ch2": (("as it is", True), ("x 180", True), ("z 90", False)),
-}  # at 1 mm: turns by degrees, with the search or without
+}  # at 1 mm: axis and degrees of the turn, and whether the search is on
 ODD = ("colin27_ch2", "sub-01", "sub-04", "sub-52", "sub-54", "sub-55", "sub-57")
 ODD_PAINTED = ("01", "04", "08", "10", "12", "14")  # people whose PET is odd
 
@@ -71,12 +71,12 @@ SEARCHED = Pose.is_better
 
 
 def let_search(on: bool) -> None:
-    """Let registration start from what the search found, or never."""
+    """Make registration start from the result of the search if it is better, or never."""
     Pose.is_better = SEARCHED if on else property(lambda _: False)
 
 
 def places(template: Template, transform: Path) -> np.ndarray:
-    """Give where a transform takes voxels of the template's brain, in mm, RAS+."""
+    """Return the points to which a transform maps voxels of the template's brain, RAS+, mm."""
     mask = nifti.load(template.brain_mask)
     voxels = np.argwhere(mask.data > 0)[::40]
     points = np.c_[voxels, np.ones(len(voxels))] @ mask.affine.T @ LPS
@@ -87,7 +87,7 @@ def places(template: Template, transform: Path) -> np.ndarray:
 def register_t1w(
     brain: nifti.Image, template: Template, work: Path, *, quick: bool = True
 ) -> tuple[dict, np.ndarray]:
-    """Register a brain as the app does; give what the sidecar would tell, and places."""
+    """Register a brain as the app does; return the sidecar fields and the mapped points."""
     path, mask = work / "brain.nii.gz", work / "brain_mask.nii.gz"
     nifti.save(brain, path)
     nifti.save(nifti.Image(brain.data > 0, brain.affine), mask)
@@ -112,9 +112,9 @@ def register_t1w(
 
 
 def all_t1w(work: Path, data: Path, arguments: argparse.Namespace, done: set) -> Iterator[dict]:
-    """Turn and register brains; the distance is from where the untouched one was taken.
+    """Turn and register brains; yield the distance from the registration of the untouched one.
 
-    One direction of each head, then the next: wherever it is stopped, all heads are there.
+    All heads are done in one direction before the next, so an interrupted run covers all of them.
     """
     template = template_at(GRID, work)
     for index in range(arguments.turns + 1):
@@ -135,7 +135,7 @@ def all_t1w(work: Path, data: Path, arguments: argparse.Namespace, done: set) ->
 
 
 def all_pet(work: Path, arguments: argparse.Namespace, done: set) -> Iterator[dict]:
-    """Turn, shift and register PET of painted people; the true place is known."""
+    """Turn, shift and register PET of painted people, whose true positions are known."""
     for index in range(arguments.turns + 1):
         for number, folder in enumerate(people(work)):
             rng = np.random.default_rng(100 + number)
@@ -152,7 +152,7 @@ def all_pet(work: Path, arguments: argparse.Namespace, done: set) -> Iterator[di
 
 
 def fine(work: Path, data: Path, done: set) -> Iterator[dict]:
-    """Register real brains at 1 mm, as they are and turned."""
+    """Register real brains at 1 mm, untouched and turned."""
     template, sources = template_at(1.0, work), dict(brains(work, data, 99, grid=1.0, only=FINE))
     for name, plan in FINE.items():
         for told, search in plan:
@@ -172,7 +172,7 @@ def fine(work: Path, data: Path, done: set) -> Iterator[dict]:
 
 
 def odd_t1w(work: Path, data: Path, done: set) -> Iterator[dict]:
-    """Register T1w that are none, or not whole; the distance is from the untouched one's."""
+    """Register images that are not a whole T1w; yield the distance from the untouched T1w."""
     template = template_at(GRID, work)
     let_search(True)
     for (told, make), (name, path) in product(odd.T1W.items(), brains(work, data, 99)):
@@ -186,7 +186,7 @@ def odd_t1w(work: Path, data: Path, done: set) -> Iterator[dict]:
 
 
 def odd_pet(work: Path, done: set) -> Iterator[dict]:
-    """Register PET that are no FDG PET of the person, or bad ones."""
+    """Register images that are not a good FDG PET of the person."""
     let_search(True)
     for (told, make), folder in product(odd.PET.items(), people(work)):
         key = ["odd PET", folder.name, told, True]
@@ -198,7 +198,7 @@ def odd_pet(work: Path, done: set) -> Iterator[dict]:
 
 
 def mean_pet(work: Path, data: Path, done: set) -> Iterator[dict]:
-    """Carry mean FDG PET of real people into each T1w's space, turn them, and register them."""
+    """Resample mean FDG PET into each T1w's space, turn them, and register them."""
     template = template_at(GRID, work)
     let_search(True)
     for number, (name, path) in enumerate(brains(work, data, 99)):
@@ -216,7 +216,7 @@ def mean_pet(work: Path, data: Path, done: set) -> Iterator[dict]:
 
 
 def tell(rows: list[dict]) -> None:
-    """Print errors, and how the verdict judges right and wrong registrations."""
+    """Print errors, and the verdicts on right and wrong registrations."""
     for kind, learnt, search in product(
         ("T1w", "PET", "T1w at 1 mm", "mean PET"), (True, False), (True, False)
     ):
@@ -239,7 +239,7 @@ def tell(rows: list[dict]) -> None:
 
 
 def tell_of(rows: list[dict], words: str, criteria: Iterable) -> None:
-    """Print of some registrations how many are right, and what was thought of them."""
+    """Print how many registrations are right, and the verdicts on them."""
     errors = np.array([row["error"] for row in rows])
     right = errors[errors < RIGHT]
     middle = f" (median error {np.median(right):.1f} mm)" if len(right) else ""
@@ -286,12 +286,12 @@ def judged(rows: list[dict], criteria: Iterable) -> str:
 
 
 def main() -> None:
-    """Go on where the last run stopped; print the tables."""
+    """Resume where the last run stopped, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--turns", type=int, default=2, help="of each head, and each PET")
-    parser.add_argument("--heads", type=int, default=99, help="real ones come first")
+    parser.add_argument("--turns", type=int, default=2, help="number per head and PET")
+    parser.add_argument("--heads", type=int, default=99, help="number of heads, real ones first")
     parser.add_argument("--only", choices=("fine", "T1w", "PET", "mean", "odd", "none"))
     arguments = parser.parse_args()
     work, data = arguments.work.absolute(), arguments.data.absolute()
