@@ -1,14 +1,15 @@
 # mri2pet as a container:
 #
 #   docker build -t mri2pet .                                        for CPUs
-#   docker build -t mri2pet:cuda --build-arg TORCH_INDEX=none .      torch of PyPI, with CUDA
+#   docker build -t mri2pet:cuda --build-arg TORCH_INDEX=none .      PyPI's torch, with CUDA
 #
-# Build arguments: TORCH_INDEX, where torch comes from; LPIPS, yes, no or try; TEMPLATES, names of
-# TemplateFlow's beside the one that is in it; VERSION, REVISION, CREATED, for the labels.
+# Build arguments: TORCH_INDEX, the package index for torch; LPIPS: yes, no or try (see install.sh);
+# TEMPLATES, names of TemplateFlow templates besides the included one; VERSION, REVISION and CREATED,
+# for the labels.
 #
-# The image's last two layers are what mri2pet needs, large, and mri2pet itself, small. The first
-# stays as it is until dependencies.sh, constraints.txt or the dependencies that pyproject.toml names
-# change, so that a new version of the code is a new small layer.
+# The last two layers of the image are the dependencies, which are large, and mri2pet itself, which is
+# small. The first is rebuilt only if dependencies.sh, constraints.txt or the dependencies in
+# pyproject.toml change, so that a new version of the code only adds a small layer.
 
 FROM python:3.11-slim-bookworm AS python
 RUN python -m compileall -q /usr/local/lib/python3.11
@@ -20,7 +21,7 @@ COPY pyproject.toml ./
 RUN sh containers/dependencies.sh list
 
 FROM python AS dependencies
-# strip, by which dependencies.sh makes libraries smaller
+# binutils has strip, which dependencies.sh uses to shrink libraries
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 WORKDIR /src

@@ -1,9 +1,9 @@
-# Each command makes its own virtual environment, .venv, from constraints.txt.
+# The commands create a virtual environment, .venv, with the versions in constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO ?= demo
-# Without setuptools' warning of editable installations, which looks like an error and calls for nothing.
+# Silence setuptools' warning about editable installations, which looks like an error but is harmless.
 EDITABLE = PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable
 TEST = $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/containers
 
@@ -21,7 +21,7 @@ $(VENV)/.installed: $(VENV)/.runnable
 	$(EDITABLE) '.[test,lint]'
 	touch $@
 
-demo: $(VENV)/.runnable  ## Simulate a small cohort, bring it into MNI space, map its patients
+demo: $(VENV)/.runnable  ## Simulate a small cohort, preprocess it, and map its patients
 	rm -rf $(DEMO)
 	@echo "Step 1 of 3: simulate 8 controls with T1w and PET, 2 with T1w alone, and 2 patients with lesions"
 	$(BIN)/mri2pet-simulate $(DEMO)/bids --paired 8 --t1w-only 2 --patients 2 --resolution 2 --seed 1 --nprocs 2
@@ -32,14 +32,14 @@ demo: $(VENV)/.runnable  ## Simulate a small cohort, bring it into MNI space, ma
 	@echo "Open $(DEMO)/out/sub-patient01.html (what was found in a patient) and $(DEMO)/out/group.html in a browser."
 	@echo "Your own data, one person: $(BIN)/mri2pet quick T1W.nii.gz PET.nii.gz OUT; a BIDS dataset: README.md"
 
-test: $(VENV)/.installed  ## Run all tests but those of containers, a file of them on each of two processes
-	$(BIN)/python -m compileall -q bids_app  # else each program that a test starts may compile it
+test: $(VENV)/.installed  ## Run all tests except those of containers, in two processes
+	$(BIN)/python -m compileall -q bids_app  # otherwise each program that a test starts may compile it
 	$(TEST)
 
-test-fast: $(VENV)/.installed  ## Run the tests that take little time: a minute and a half
+test-fast: $(VENV)/.installed  ## Run the fast tests only: 1.5 minutes
 	$(TEST) -m "not slow and not itk"
 
-test-containers: $(VENV)/.installed  ## Build images and run them, and a SLURM of one node, where the tools are: half an hour
+test-containers: $(VENV)/.installed  ## Build and run images, and a one-node SLURM, if the tools are installed: half an hour
 	$(BIN)/pytest tests/containers
 
 lint: $(VENV)/.installed  ## Check style, types, imports and spelling
@@ -54,7 +54,7 @@ docs: $(VENV)/.runnable  ## Build the documentation to site/; a broken link is a
 	$(EDITABLE) '.[docs]'
 	$(BIN)/mkdocs build --strict --quiet
 
-docs-example: demo  ## Write the example reports of the documentation again, from the demo
+docs-example: demo  ## Rewrite the example reports in the documentation from the demo
 	$(BIN)/python docs/example.py $(DEMO)/out
 
 clean:

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Checks everything that a GPU computes, in about 10 minutes: tests, rates, and a training whose
-# generator is exported and used. Run in a clone on a machine with a GPU whose torch has CUDA:
+# Check everything that is computed on a GPU, in about 10 minutes: tests, rates, and a training whose
+# generator is exported and used. Run it in a clone, on a machine with a GPU and a torch with CUDA:
 #
 #     benchmarks/gpu_session.sh WORK [MINUTES_OF_TRAINING]
 #
-# The log is WORK/gpu.txt; docs/results/gpu.md says what was seen.
+# The log is written to WORK/gpu.txt. Results are reported in docs/results/gpu.md.
 set -euo pipefail
 work=$(mkdir -p "$1" && cd "$1" && pwd)
 minutes=${2:-4}
@@ -29,14 +29,14 @@ step "a cohort on the 2 mm grid"
 "$bin/mri2pet-simulate" "$work/bids" --paired 12 --t1w-only 2 --resolution 2 --seed 1
 "$bin/mri2pet" "$work/bids" "$work/out" participant --sloppy --resolution 2 --stage preprocess --skip-bids-validation
 
-step "training, $minutes minutes at most; it goes on where it was stopped"
+step "training, $minutes minutes at most; resumes where it was stopped"
 status=0
 timeout --signal INT "${minutes}m" "$bin/mri2pet" "$work/bids" "$work/out" train --resolution 2 \
     --models tissue semi3d-gan-mse --condition tissue --folds 2 --epochs 40 --device cuda:0 \
     --skip-bids-validation || status=$?
 echo "exit code $status"
 
-step "synthesis with what was exported"
+step "synthesis with the exported generators"
 for generator in "$work"/out/generators/*/; do
     "$bin/mri2pet" "$work/bids" "$work/out" participant --sloppy --resolution 2 --stage synthesize \
         --generator "$generator" --device cuda:0 --skip-bids-validation

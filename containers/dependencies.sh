@@ -1,11 +1,11 @@
 #!/bin/sh
-# Install what mri2pet needs into /opt/dependencies, a virtual environment. The Dockerfile and
-# singularity.def share this, and install.sh for mri2pet itself; both run it in a copy of the
-# project. It is a script of its own so that a change of the other does not make this layer anew.
+# Install the dependencies of mri2pet into /opt/dependencies, a virtual environment. Used by the
+# Dockerfile and singularity.def, which run it in a copy of the project; mri2pet itself is installed
+# by install.sh, a separate script, so that changes to it do not rebuild the layer of dependencies.
 #
-#   dependencies.sh list            write what pyproject.toml asks for to requirements.txt
-#   dependencies.sh install INDEX   requirements.txt, as constraints.txt pins it; torch from INDEX as
-#                                   well, unless that is none: the torch of PyPI holds CUDA
+#   dependencies.sh list            write the dependencies in pyproject.toml to requirements.txt
+#   dependencies.sh install INDEX   install requirements.txt, pinned by constraints.txt; INDEX is an
+#                                   additional index for torch, or none: PyPI's torch includes CUDA
 set -eu
 
 prefix=/opt/dependencies
@@ -25,19 +25,19 @@ install() {
     python3 -m venv "$prefix"
     "$prefix/bin/pip" install --constraint constraints.txt ${index:+--extra-index-url "$index"} torch
     "$prefix/bin/pip" install --constraint constraints.txt --requirement requirements.txt
-    # where both indices have a version, pip may take the other's: several GB of CUDA for nothing
+    # If both indices have a version, pip may choose PyPI's, with several GB of CUDA.
     if [ -n "$index" ] && [ "$("$prefix/bin/python" -c "import torch; print(torch.version.cuda)")" != None ]; then
         echo "torch with CUDA came, not that of $index; TORCH_INDEX=none builds an image with CUDA" >&2
         exit 1
     fi
-    echo "/opt/mri2pet/$packages" > "$prefix/$packages/mri2pet.pth" # nothing is there as yet
+    echo "/opt/mri2pet/$packages" > "$prefix/$packages/mri2pet.pth" # installed later, by install.sh
     trim
-    "$prefix/bin/python" -m compileall -q "$prefix/lib" || true # some files are for older Pythons
+    "$prefix/bin/python" -m compileall -q "$prefix/lib" || true # some files are for other Python versions
 }
 
-# What no run imports: tests of packages, what C programs and type checkers read of them, torch's own
-# programs, and symbols that debuggers alone read, where there is a program to take them out. They are
-# a fifth of all. Libraries in *.libs, which auditwheel has rewritten, are left as they are.
+# Remove what no run needs, a fifth of the total: tests of packages, C headers and type stubs, torch's
+# programs, and, if strip is installed, symbols for debuggers. Libraries in *.libs were rewritten by
+# auditwheel and are left unchanged.
 trim() {
     if command -v strip > /dev/null; then
         find "$prefix/$packages" -name '*.so' -type f -not -path '*.libs/*' -exec strip --strip-unneeded {} +
@@ -45,7 +45,7 @@ trim() {
     find "$prefix/$packages" -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
     find "$prefix/$packages" -type f \( -name '*.pyi' -o -name '*.pxd' -o -name '*.h' -o -name '*.hpp' -o -name '*.a' \) -delete
     rm -rf "$prefix/$packages/torch/include" "$prefix/$packages/torch/share"
-    find "$prefix/$packages/torch/bin" -type f ! -name torch_shm_manager -delete  # torch looks for that one
+    find "$prefix/$packages/torch/bin" -type f ! -name torch_shm_manager -delete  # torch needs that one
 }
 
 step=$1

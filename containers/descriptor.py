@@ -17,16 +17,16 @@ NOT_FOR_PIPELINES = {
     "version",
     "self_test",
     "print_completion",
-}  # these do nothing but tell
+}  # these only print information
 FOLDERS_AND_FILES = {"absolute_path", "_named_path"}
 
 
 def kind_of(action: argparse.Action) -> dict[str, object]:
-    """Say which values an argument takes, in Boutiques' words."""
+    """Return the type of an argument, and its constraints, as fields of Boutiques."""
     if action.nargs == 0:
         return {"type": "Flag"}
     name = getattr(action.type, "__name__", "")
-    if name in FOLDERS_AND_FILES and action.dest != "derivatives":  # those are NAME=PATH
+    if name in FOLDERS_AND_FILES and action.dest != "derivatives":  # its values are NAME=PATH
         kind: dict[str, object] = {"type": "File"}
     elif name == "float":
         kind = {"type": "Number"}
@@ -44,7 +44,7 @@ def kind_of(action: argparse.Action) -> dict[str, object]:
 
 
 def input_of(action: argparse.Action) -> dict[str, object]:
-    """Describe an argument."""
+    """Return the Boutiques input that describes an argument."""
     flag = next((flag for flag in action.option_strings if flag.startswith("--")), "")
     name = flag.lstrip("-").replace("-", "_") or action.dest
     told = {
@@ -63,10 +63,10 @@ def input_of(action: argparse.Action) -> dict[str, object]:
 
 
 def describe(parser: argparse.ArgumentParser) -> dict[str, object]:
-    """Describe the app as Boutiques 0.5 wants it.
+    """Return the descriptor of the app, in the schema of Boutiques 0.5.
 
-    Flags come after the positional arguments, so that none of those that take several values
-    swallows a folder.
+    Options come after the positional arguments, so that an option with several values cannot
+    consume a folder.
     """
     actions = [action for action in parser._actions if action.dest not in NOT_FOR_PIPELINES]
     ordered = [action for action in actions if action.required] + [

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Install mri2pet into /opt/mri2pet, beside what it needs, for which see dependencies.sh. The
-# Dockerfile and singularity.def share this; both run it in a copy of the project.
+# Install mri2pet into /opt/mri2pet; for its dependencies, see dependencies.sh. Used by the Dockerfile
+# and singularity.def, which run it in a copy of the project.
 #
 #   install.sh app                      mri2pet itself
-#   install.sh data LPIPS [TEMPLATE…]   the weights of LPIPS (yes, no, or try: go on without a network,
-#                                       where LPIPS is n/a); templates beside the one that is in it
-#   install.sh caches                   byte code, machine code of numba, matplotlib's fonts
+#   install.sh data LPIPS [TEMPLATE…]   LPIPS weights (yes, no, or try: continue if the download fails;
+#                                       LPIPS is then n/a), and templates besides the included one
+#   install.sh caches                   bytecode, numba's machine code, matplotlib's font cache
 set -eu
 
 needed=/opt/dependencies
@@ -14,7 +14,7 @@ export PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=i
 
 app() {
     "$needed/bin/pip" install --prefix "$prefix" --no-deps --no-warn-script-location .
-    # What the caller's PYTHONPATH and ~/.local hold is none of our business: Apptainer lets both in.
+    # Ignore the caller's PYTHONPATH and ~/.local, which Apptainer passes on.
     sed -i '1s/$/ -Es/' "$prefix"/bin/mri2pet "$prefix"/bin/mri2pet-simulate "$prefix"/bin/mri2pet-fetch \
         "$prefix"/bin/mri2pet-import
 }
@@ -44,8 +44,8 @@ missing() {
 
 caches() {
     mkdir -p "$prefix/cache/matplotlib" "$prefix/cache/numba" "$prefix/cache/nipype"
-    TEMPLATEFLOW_HOME=$prefix/templateflow "$needed/bin/python" -c "import templateflow"  # its folder
-    # -P: with the mri2pet that was installed, not the one in this folder, for numba goes by the path
+    TEMPLATEFLOW_HOME=$prefix/templateflow "$needed/bin/python" -c "import templateflow"  # creates its folder
+    # -P: import the installed mri2pet, not the one in this folder, because numba's cache depends on paths
     MPLCONFIGDIR=$prefix/cache/matplotlib NUMBA_CACHE_DIR=$prefix/cache/numba "$needed/bin/python" -P -c "
 import matplotlib.font_manager
 from bids_app.app.selftest import check_machines

@@ -1,12 +1,13 @@
 #!/bin/bash
-# The participant level as an array job of SLURM, one task a participant:
+# The participant level as a SLURM array job, with one task per participant:
 #
 #   sbatch --array=1-$(ls -d BIDS_DIR/sub-*/ | wc -l) slurm-array.sh BIDS_DIR OUTPUT_DIR [OPTIONS]
 #
-# OPTIONS go to mri2pet. SIF names the container, mri2pet.sif here unless it is set; or COMMAND says
-# how to start an installed mri2pet. WORK names a folder for what is kept in between, one for each
-# OUTPUT_DIR, which has it in OUTPUT_DIR/.work otherwise; what is done with is deleted. A task that
-# was killed goes on when it is submitted again: on any node that has the same WORK.
+# OPTIONS are passed to mri2pet. Environment variables: SIF is the container, by default mri2pet.sif in
+# the current folder; COMMAND, if set, starts an installed mri2pet instead. WORK is a folder for
+# intermediate files, one per OUTPUT_DIR, by default OUTPUT_DIR/.work; they are deleted once they are
+# no longer needed. A task that was killed resumes when it is submitted again, on any node that has
+# the same WORK.
 #SBATCH --job-name=mri2pet
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=8G
@@ -14,7 +15,7 @@
 #SBATCH --output=mri2pet-%A_%a.log
 set -euo pipefail
 
-mkdir -p "$2" ${WORK:+"$WORK"} # what is bound has to be there
+mkdir -p "$2" ${WORK:+"$WORK"} # bind mounts must exist
 bids=$(realpath "$1")
 out=$(realpath "$2")
 shift 2
@@ -23,8 +24,8 @@ label=$(basename "${participants[SLURM_ARRAY_TASK_ID - 1]}")
 cpus=${SLURM_CPUS_PER_TASK:-1}
 given=(participant --participant-label "$label" --clean-workdir --nprocs "$cpus")
 
-# A container that is shut off does not see what SLURM grants. Nine tenths of it, as mri2pet takes
-# by itself: the rest is for what nobody counts.
+# An isolated container does not see the memory that SLURM grants. Nine tenths of it are used, as
+# mri2pet does by default; the rest is a reserve for memory that is not accounted for.
 granted=${SLURM_MEM_PER_NODE:-$((${SLURM_MEM_PER_CPU:-0} * cpus))} # MiB
 if [ "$granted" -gt 0 ]; then
     tenths=$((granted * 9 / 1024)) # of a GiB
