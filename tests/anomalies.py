@@ -1,4 +1,4 @@
-"""A small derivative dataset, as the group level leaves it behind."""
+"""Small derivative dataset, as written by the group level."""
 
 from itertools import combinations
 
@@ -16,11 +16,11 @@ TEMPLATE, RESOLUTION = "MNI152NLin2009aSym", 6.0
 T = f"{TEMPLATE}_res-6"
 DETECTORS = ("ocsvm", "zscore")
 UNITS = ("lesion", "patient")
-SETS = ("real", "hybrid")  # the first is the primary one
+SETS = ("real", "hybrid")  # the first is the primary set
 CONTROLS = ("C1", "C2")
-PATIENTS = {"P1": (-36.0, -10.0, 20.0), "P2": (36.0, 20.0, 10.0)}  # lesion: left; right (mm)
-OTHER = (12.0, -70.0, 40.0)  # a place that looks abnormal in everybody
-MOVED = np.array([4.0, -6.0, 8.0])  # a patient's own T1w space lies so far from the template's
+PATIENTS = {"P1": (-36.0, -10.0, 20.0), "P2": (36.0, 20.0, 10.0)}  # mm; a left and a right lesion
+OTHER = (12.0, -70.0, 40.0)  # a place that looks abnormal in everyone
+MOVED = np.array([4.0, -6.0, 8.0])  # mm; offset of a patient's own T1w space from the template's
 CLUSTER = [
     *("rank", "x", "y", "z", "peak_x", "peak_y", "peak_z", "peak_score", "volume", "side"),
     *("mean_score", "sum_score", "expected_in_control", "overlap", "region"),
@@ -47,20 +47,20 @@ def places_of(affine, shape):
 
 
 class Cohort:
-    """Two controls and two patients, an ellipsoid for each brain, a bump for each abnormality."""
+    """Two controls and two patients, with ellipsoids as brains and bumps as abnormalities."""
 
     def __init__(self, out, *, lesions=True, own_space=True):
         self.out, self.lesions, self.own_space = out, lesions, own_space
         self.grid = grid_of_box((-78, -112, -50, 78, 76, 85), RESOLUTION)
         self.affine, self.world = self.grid.affine, places_of(self.grid.affine, self.grid.shape)
-        # the participant's own grid counts its first axis towards the left
+        # the first axis of the participant's own grid points to the left
         self.own_affine = np.diag([-5.0, 5.0, 5.0, 1.0])
         self.own_affine[:3, 3] = 86, -124, -52
         self.own_world = places_of(self.own_affine, (33, 42, 32)) - MOVED
         self.template = out.parent / "template.nii.gz"
         out.mkdir(parents=True)
         nifti.save(nifti.Image(self.t1w(self.world), self.affine), self.template)
-        self.found = {}  # (training set, detector, patient) → lines of its table
+        self.found = {}  # (training set, detector, patient) → rows of its table
         for label in (*CONTROLS, *PATIENTS):
             self.add_anatomy(label)
         for training_set in SETS:
@@ -79,7 +79,7 @@ class Cohort:
         return np.where(radius < 1, 0.4 + 0.5 * (radius < 0.7), 0).astype(np.float32)
 
     def scores(self, world, label, strength):
-        """More is more abnormal: a strong bump at the lesion, a weak one elsewhere."""
+        """Return abnormality scores: a strong bump at the lesion, a weak one elsewhere."""
         places = {OTHER: 2.0, **({PATIENTS[label]: strength} if label in PATIENTS else {})}
         bumps = sum(
             height * np.exp(-((world - np.array(place)) ** 2).sum(axis=-1) / (2 * 9**2))
@@ -208,7 +208,7 @@ class Cohort:
         return lines
 
     def table(self, label, scores, world=None):
-        """Cut a map into clusters, and rank them."""
+        """Find the clusters of a map, and rank them."""
         world = self.world if world is None else world
         parts, count = ndimage.label(scores > 0.5, np.ones((3, 3, 3)))
         sums = ndimage.sum_labels(scores, parts, range(1, count + 1))
@@ -293,18 +293,18 @@ class Cohort:
         write_tsv(self.out / "detection_froc.tsv", FROC, froc)
 
     def record(self, *, without=()):
-        """Record that the last run made all maps but those with one of these words in the path."""
+        """Record all maps as of the last run, except those with one of these words in the path."""
         there = maps_on_disk(self.out)
         maps = [one for one in there if not any(word in one.path for word in without)]
         write_run(self.out, ScoredRun("A dataset.", maps))
 
     def write(self, **run):
-        """Write group.html, and give the page."""
+        """Write group.html, and return the page."""
         path = write_group_report(self.out, template=TEMPLATE, resolution=RESOLUTION, **run)
         return path.read_text(encoding="utf-8")
 
     def write_subject(self, label):
-        """Write sub-X.html, and give the page."""
+        """Write sub-X.html, and return the page."""
         path = write_subject_report(self.out, label, template_t1w=self.template)
         return path.read_text(encoding="utf-8")
 

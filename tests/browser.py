@@ -1,4 +1,4 @@
-"""Chromium without a window, driven through a pipe by its DevTools protocol."""
+"""Headless Chromium, controlled through a pipe by the DevTools protocol."""
 
 import base64
 import fcntl
@@ -21,11 +21,11 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
     *("--remote-debugging-pipe", "--window-size=1200,1000"),
 ]
-PATIENCE = 60  # seconds for an answer
+PATIENCE = 60  # s to wait for an answer
 
 
 def pipe_ends():
-    """Give the two ends of a pipe, with numbers that no other file of the browser has."""
+    """Return the two ends of a pipe, with descriptors that the browser does not use itself."""
     ends = os.pipe()
     moved = tuple(fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in ends)
     for end in ends:
@@ -34,7 +34,7 @@ def pipe_ends():
 
 
 class Browser:
-    """One browser; pages are opened in it one after the other."""
+    """Browser in which pages are opened one after the other."""
 
     def __init__(self, folder):
         theirs_in, self._to = pipe_ends()
@@ -73,7 +73,7 @@ class Browser:
         return told["result"]
 
     def _read(self, patience):
-        """Take in one message; tell whether there was one."""
+        """Read one message; return whether there was one."""
         end = time.monotonic() + patience
         while b"\0" not in self._rest:
             ready = select.select([self._from], [], [], max(end - time.monotonic(), 0))[0]
@@ -91,7 +91,7 @@ class Browser:
         return True
 
     def _watch(self, session):
-        """Listen to what a page, or a frame in a process of its own, logs and fetches."""
+        """Listen to the logs and requests of a page, or of a frame in its own process."""
         self._sessions.append(session)
         attach = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
         for method, params in (
@@ -102,9 +102,9 @@ class Browser:
             self.ask(method, session, **params)
 
     def open(self, path, before=""):
-        """Open a page from the file system; the one before is closed.
+        """Open a page from the file system, and close the previous one.
 
-        ``before``: a script that runs before those of the page.
+        ``before`` is a script that runs before those of the page.
         """
         if self._target is not None:
             self.ask("Target.closeTarget", targetId=self._target)
@@ -129,7 +129,7 @@ class Browser:
         return [event["params"] for event in self.events if event["method"] == method]
 
     def run(self, script):
-        """Give the value of a script in the page."""
+        """Evaluate a script in the page, and return its value."""
         told = self.ask(
             "Runtime.evaluate", self.page, expression=script, returnByValue=True, awaitPromise=True
         )
@@ -151,7 +151,7 @@ class Browser:
         )
 
     def picture(self, box=None):
-        """Take a picture of what is in sight, or of a part of it: x, y, width, height in px."""
+        """Take a screenshot of the viewport, or of a box of it: x, y, width, height in px."""
         clip = {}
         if box is not None:
             clip["clip"] = {
@@ -163,7 +163,7 @@ class Browser:
         return np.asarray(Pillow.open(content).convert("RGB"), int)
 
     def complaints(self):
-        """List errors and warnings of all frames."""
+        """List the errors and warnings of all frames."""
         logged = [image["entry"]["text"] for image in self.seen("Log.entryAdded")]
         called = [
             str(image["args"])
@@ -174,6 +174,6 @@ class Browser:
         return [*logged, *called, *thrown]
 
     def fetched(self):
-        """List the addresses that were asked for, data: ones left out."""
+        """List the URLs that were requested, without data: and about: URLs."""
         urls = [image["request"]["url"] for image in self.seen("Network.requestWillBeSent")]
         return [url for url in urls if not url.startswith(("data:", "about:"))]

@@ -1,4 +1,4 @@
-"""Controls as the participant level leaves them, made in a test: no registration is needed."""
+"""Simulated outputs of the participant level, created without registration."""
 
 import subprocess
 import sys
@@ -28,16 +28,16 @@ SPACE = Space(TEMPLATE, RESOLUTION, "https://example.org/T1w.nii.gz")
 
 
 def stored_image(label: str, folder: Path, sha256: str, *, name="", synthetic=None) -> StoredImage:
-    """What is known of an image that was stored; where it came from does not matter."""
+    """Return the record of a stored image; its sources are placeholders."""
     return StoredImage(
         name or label, label, None, {}, (), Path("mask"), folder, None, sha256, synthetic
     )
 
 
 def images(rng, shape=GRID.shape):
-    """T1w, PET and brain: an ellipsoid of smooth texture; its PET is bright where its T1w is not.
+    """Return T1w, PET and brain mask: an ellipsoid of smooth texture, with PET and T1w inverted.
 
-    Both are float32 in [0, 1], 0 outside the brain.
+    T1w and PET are float32 in [0, 1], 0 outside the brain.
     """
     x = np.indices(shape).astype(np.float32)
     half = np.array(shape).reshape(3, 1, 1, 1) / 2
@@ -49,7 +49,7 @@ def images(rng, shape=GRID.shape):
 
 
 def store(folder: Path, rng, participant: str, shape=(24, 25, 9), session=None) -> Path:
-    """Store a visit as training maps it; give its folder."""
+    """Store a visit in the format that training memory-maps; return its folder."""
     t1w, pet, brain = images(rng, shape)
     affine = tuple(map(tuple, np.diag([4.0, 4, 4, 1]).tolist()))
     store_volumes(folder, Owner(participant, session, affine), t1w=t1w, pet=pet, brain=brain)
@@ -70,7 +70,7 @@ def _scan(raw: Path, subject: str, session: str | None, datatype: str) -> Scan:
 
 
 def write_control(out: Path, subject: str, rng, *, session=None, pet=True) -> VisitPaths:
-    """Write what training reads of a visit: T1w, brain mask and PET in template space."""
+    """Write the files of a visit that training reads: T1w, brain mask, PET in template space."""
     raw = out.parent.absolute() / "raw"
     pets = (_scan(raw, subject, session, "pet"),) if pet else ()
     visit = Visit(subject, session, _scan(raw, subject, session, "anat"), pets)
@@ -106,7 +106,7 @@ def _synthesized(path: Path, rng, sidecar) -> None:
 
 
 def write_synthetic(out: Path, paths: VisitPaths, rng, *, seen=False, times_mean=0.0) -> Path:
-    """Write the synthetic PET of a visit; ``seen``: its generator was trained on this control."""
+    """Write the synthetic PET of a visit; ``seen`` if the generator was trained on this control."""
     path = paths.synthetic_pet
     path.parent.mkdir(exist_ok=True)
     sidecar = sidecars.synthetic_pet(
@@ -123,7 +123,7 @@ def write_synthetic(out: Path, paths: VisitPaths, rng, *, seen=False, times_mean
 
 
 def write_out_of_fold(out: Path, paths: VisitPaths, rng) -> Path:
-    """Write the synthetic PET by the fold of that generator that left this control out."""
+    """Write the synthetic PET of a control by the generator of the fold that left it out."""
     path = out / "crossvalidation" / "g" / paths.synthetic_pet.relative_to(out)
     path.parent.mkdir(parents=True)
     generator = {"Name": "g", "Version": "0"}
@@ -133,11 +133,11 @@ def write_out_of_fold(out: Path, paths: VisitPaths, rng) -> Path:
     return path
 
 
-# Patients with a planted lesion, and controls who are alike but for a texture
+# Patients with a simulated lesion, and controls that differ only in texture
 
-CENTRE, HALF = (0.0, -16.0, 18.0), (40.0, 50.0, 32.0)  # mm, RAS+: of a brain of 0.27 litres
-LESION, RADIUS = (-21.0, -10.0, 20.0), 13.0  # mm, RAS+: on the left
-SHIFT = (6.0, -10.0, 4.0)  # mm, RAS+, from a place in the template to the same on the T1w
+CENTRE, HALF = (0.0, -16.0, 18.0), (40.0, 50.0, 32.0)  # mm, RAS+; a brain of 0.27 litres
+LESION, RADIUS = (-21.0, -10.0, 20.0), 13.0  # mm, RAS+; on the left
+SHIFT = (6.0, -10.0, 4.0)  # mm, RAS+, from a point in the template to the same point in the T1w
 WRITE_TRANSFORMS = """
 import sys, SimpleITK as sitk
 for path, sign in (("there.h5", 1), ("back.h5", -1)):
@@ -149,17 +149,17 @@ for path, sign in (("there.h5", 1), ("back.h5", -1)):
 
 
 def places(affine=GRID.affine, shape=GRID.shape):
-    """Give where each voxel of a grid lies, (I, J, K, 3), in mm, RAS+."""
+    """Return the world coordinates of all voxels of a grid, (I, J, K, 3), RAS+, mm."""
     return np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
 
 
 def lesion_mask(affine=GRID.affine, shape=GRID.shape, shift=(0, 0, 0)):
-    """Mark the planted lesion on a grid; ``shift`` is SHIFT in the space of the T1w."""
+    """Return the mask of the simulated lesion; ``shift`` is SHIFT in the space of the T1w."""
     return np.linalg.norm(places(affine, shape) - LESION - shift, axis=-1) < RADIUS
 
 
 def uptake(rng, *, lesion=False):
-    """PET and brain: all people are alike but for a scale and some noise, and a dark lesion."""
+    """Return PET and brain mask; people differ only in scale, noise and a dark lesion."""
     x = places() - CENTRE
     brain = ((x / HALF) ** 2).sum(axis=-1) < 1
     noise = ndimage.gaussian_filter(rng.standard_normal(GRID.shape), 1.0)
@@ -172,7 +172,7 @@ def uptake(rng, *, lesion=False):
 def write_screened(
     out: Path, subject: str, rng, *, session=None, pet=True, lesion=False
 ) -> VisitPaths:
-    """Write what the group level reads of a visit in template space, with a synthetic PET."""
+    """Write the files of a visit that the group level reads, with a synthetic PET."""
     paths = write_control(out, subject, rng, session=session, pet=pet)
     write_synthetic(out, paths, rng)
     real, brain = uptake(rng, lesion=lesion)
@@ -188,9 +188,9 @@ def write_screened(
 
 
 def write_native(paths: VisitPaths, *, flipped: bool) -> None:
-    """Write the T1w on its own grid, the template's but moved by SHIFT, and both transforms.
+    """Write the T1w on its own grid, the template's shifted by SHIFT, and both transforms.
 
-    ``flipped``: stored from right to left, LAS.
+    ``flipped`` stores it from right to left, LAS.
     """
     t1w = nifti.load(paths.t1w_in_template)
     affine = t1w.affine.copy()
@@ -207,7 +207,7 @@ def write_native(paths: VisitPaths, *, flipped: bool) -> None:
 
 @cache
 def shifts(shift: tuple[float, float, float] = SHIFT) -> tuple[bytes, bytes]:
-    """Give transforms from T1w to template, and back: what lies at ``shift`` comes from 0."""
+    """Return the transforms from T1w to template and back, by which ``shift`` corresponds to 0."""
     with TemporaryDirectory() as folder:
         command = [sys.executable, "-c", WRITE_TRANSFORMS, *map(str, shift)]
         subprocess.run(command, check=True, cwd=folder)
@@ -215,11 +215,11 @@ def shifts(shift: tuple[float, float, float] = SHIFT) -> tuple[bytes, bytes]:
 
 
 def running_with(mark):
-    """List processes that have a word in their environment."""
+    """List the processes with a word in their environment."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             found += [path.parent.name] if mark.encode() in path.read_bytes() else []
-        except OSError:  # it has just ended, or is another user's
+        except OSError:  # it has just ended, or belongs to another user
             continue
     return found

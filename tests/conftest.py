@@ -7,15 +7,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from scipy.spatial.transform import Rotation
 
-# Volumes in tests are tiny: threads would only wait for one another.
+# Volumes in tests are tiny, so more threads would only be slower.
 for variable in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
     os.environ.setdefault(variable, "1")
-os.environ["DENO_NO_UPDATE_CHECK"] = "1"  # of the validator, where a test runs it itself
+os.environ["DENO_NO_UPDATE_CHECK"] = "1"  # for the validator, if a test runs it directly
 
-NETWORK = lookups.guard()  # before anything is started, so that everything is watched
+NETWORK = lookups.guard()  # before any process is started, so that all are watched
 
-# Runs in one process of tests share the server that forks their workers: it imports, once, what
-# workers would import again and again. None of it starts threads at its import, or is numba.
+# All runs in one test process share a fork server, which imports these modules once instead of in
+# each worker. None of them starts threads when imported, and none imports numba.
 PRELOADED = [
     "matplotlib.pyplot",
     "sklearn.decomposition",
@@ -26,21 +26,21 @@ PRELOADED = [
         for name in ("anatomy", "detection", "imaging", "synthesis", "training")
     ),
 ]
-# Where the app is run, torch and ITK as well, with a thread each: that they do not compute in one
-# process is shown by tests that start the app as its users do.
+# Preloaded as well if tests run the app: torch and ITK, with one thread each. Tests that start the
+# app in its own process, as users do, check that the two do not compute in the same process.
 OF_RUNS = (
     "bids_app.anatomy.brain",
     "bids_app.anatomy.registration",
     "bids_app.detection.autoencoder",
     "bids_app.synthesis.scoring",
-    "lightning_fabric",  # brings torch's compiler, which training of encoders loads, too
+    "lightning_fabric",  # imports torch's compiler, which training of encoders needs as well
 )
 preload = forkserver.set_forkserver_preload
 forkserver.set_forkserver_preload = lambda names: preload([*names, *PRELOADED])
 
-# Drawn anew by each run, examples that no change touched would fail it now and then.
+# Examples are the same in each run; random ones could fail for reasons unrelated to a change.
 settings.register_profile("mri2pet", deadline=None, max_examples=50, derandomize=True)
-settings.register_profile(  # hours: CONTRIBUTING.md, "Tests"; nothing is made smaller
+settings.register_profile(  # takes hours: CONTRIBUTING.md, "Tests"; without shrinking
     "long",
     deadline=None,
     max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "20000")),
@@ -52,7 +52,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "mri2pet"))
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with files that run the app: what is left for the end is short, for all processes."""
+    """Run the files with slow tests first, so that test processes end at about the same time."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
     if long:
         PRELOADED.extend(OF_RUNS)
@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _nothing_is_looked_up():
-    """Fail whatever has a host looked up, or connects to one: of all levels, in all processes."""
+    """Fail any test in which a process looks up a host or connects to another machine."""
     before = len(lookups.seen())
     yield
     new = lookups.seen()[before:]
@@ -75,15 +75,15 @@ def rng():
 
 @pytest.fixture(scope="session")
 def pairs():
-    """Two people to train on, of 24×25×7 voxels."""
-    from trainings import two_people  # not on top: it loads torch
+    """Pairs of two people to train on, of 24×25×7 voxels."""
+    from trainings import two_people  # not at the top, because it imports torch
 
     return two_people()
 
 
 @pytest.fixture
 def head_affine():
-    """Oblique, anisotropic, left-handed; with 17×14×11 voxels or so, as large as a head."""
+    """Oblique, anisotropic, left-handed affine; about 17×14×11 voxels are as large as a head."""
     affine = np.eye(4)
     turn = Rotation.from_euler("xyz", (12, -7, 5), degrees=True).as_matrix()
     affine[:3, :3] = turn @ np.diag([-4.0, 5.0, 6.0])

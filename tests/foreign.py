@@ -1,4 +1,4 @@
-"""The generator of pytorch-CycleGAN-and-pix2pix, written anew, to compare imported ones with."""
+"""Reimplementation of pytorch-CycleGAN-and-pix2pix's generator, as a reference for imports."""
 
 import copy
 from functools import partial
@@ -11,7 +11,7 @@ WIDTH = 4
 
 
 class Block(nn.Module):
-    """Their residual block: the layers that reflect, and dropout, are layers of their own."""
+    """Their residual block, with reflection padding and dropout as separate layers."""
 
     def __init__(self, width, dropout, norm):
         super().__init__()
@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 
 class Theirs(nn.Module):
-    """ResnetGenerator as the code of Zhu et al. (2017) has it: [-1, 1] to [-1, 1]."""
+    """ResnetGenerator as in the code of Zhu et al. (2017): [-1, 1] to [-1, 1]."""
 
     def __init__(self, *, taken=3, given=3, width=WIDTH, blocks=9, dropout=False, norm=None):
         super().__init__()
@@ -65,7 +65,7 @@ class Theirs(nn.Module):
 
 
 def drawn(seed=0, **how):
-    """Their network with weights, and biases, as they are after training: not small."""
+    """Return their network with large random weights and biases, as after training."""
     torch.manual_seed(seed)
     network = Theirs(**how)
     for parameter in network.parameters():
@@ -75,12 +75,12 @@ def drawn(seed=0, **how):
 
 @torch.inference_mode()
 def in_unit_range(network, x):
-    """What their network makes of intensities in [0, 1], brought back to [0, 1]; in float64."""
+    """Apply their network to intensities in [0, 1], with output in [0, 1]; in float64."""
     return (copy.deepcopy(network).double()(2 * x.double() - 1) + 1) / 2
 
 
 def in_volume(network, volume):
-    """Predict a volume, (I, J, K), slice by slice or by triplets that overlap; in float64."""
+    """Predict a volume, (I, J, K), by slices or by overlapping triplets; in float64."""
     channels = network.model[1].in_channels
     total, times = np.zeros(volume.shape), np.zeros(volume.shape[-1])
     for first in range(volume.shape[-1] - channels + 1):

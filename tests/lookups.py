@@ -1,7 +1,7 @@
-"""Sees, and refuses, every look-up of a name and every connection that leaves this machine.
+"""Detection and refusal of all host name look-ups and all connections that leave this machine.
 
-In the process of the tests by Python's audit events; in all that it starts, whatever they are
-written in, by a library that is loaded before libc.
+In the test process, they are intercepted by Python's audit events; in its child processes, whatever
+their language, by a library that is loaded before libc.
 """
 
 import ipaddress
@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-LOG = "MRI2PET_LOOKUPS"  # names the file that lists them
+LOG = "MRI2PET_LOOKUPS"  # environment variable with the path of the log
 SOURCE = r"""
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -100,7 +100,7 @@ ssize_t sendto(int fd, const void *data, size_t n, int flags, const struct socka
 
 
 def build(folder):
-    """Compile the library; None where there is no compiler."""
+    """Compile the library; return None if there is no compiler."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         return None
@@ -112,7 +112,7 @@ def build(folder):
 
 
 def leaves(host):
-    """Tell whether a name has to be looked up, or an address is another machine's."""
+    """Return whether a host is a name to look up, or the address of another machine."""
     if isinstance(host, bytes):
         host = host.decode(errors="replace")
     if not host or host == "localhost":
@@ -124,12 +124,12 @@ def leaves(host):
 
 
 def _watch(event, args):
-    """Refuse what would leave this process, and note it."""
+    """Refuse and log look-ups and connections of this process."""
     if event in ("socket.getaddrinfo", "socket.gethostbyname"):
         host = args[0]
         try:
             ipaddress.ip_address(host)
-            return  # a number is not looked up
+            return  # a numeric address is not looked up
         except ValueError:
             pass
     elif event in ("socket.connect", "socket.sendto") and isinstance(args[1], tuple):
@@ -143,7 +143,7 @@ def _watch(event, args):
 
 
 def guard():
-    """Begin to watch this process and all that it will start; give the folder of the list."""
+    """Start watching this process and its future children; return the folder of the log."""
     folder = tempfile.TemporaryDirectory(prefix="lookups-")
     os.environ[LOG] = str(Path(folder.name, "seen"))
     library = build(folder.name)
@@ -154,6 +154,6 @@ def guard():
 
 
 def seen():
-    """List what was seen so far."""
+    """Return the lines of the log so far."""
     log = Path(os.environ[LOG])
     return log.read_text().splitlines() if log.exists() else []

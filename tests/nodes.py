@@ -1,4 +1,4 @@
-"""What worker processes of tests run; they import this module by its name."""
+"""Interfaces that worker processes of tests run; they import this module by its name."""
 
 import ctypes
 import importlib
@@ -21,7 +21,7 @@ from bids_app.errors import UnusableDataError
 
 
 def run_interface(module: str, name: str, inputs: dict, cwd: Path) -> dict:
-    """Run one nipype interface in this process; give the outputs that it has."""
+    """Run one nipype interface in this process; return its outputs."""
     interface = getattr(importlib.import_module(module), name)(**inputs)
     return interface.run(cwd=str(cwd)).outputs.get_traitsfree()
 
@@ -38,7 +38,7 @@ class _NoteOutputSpec(TraitedSpec):
 
 
 class Note(SimpleInterface):
-    """Note that it ran, and in which process."""
+    """Append a line to a log: that it ran, and in which process."""
 
     input_spec = _NoteInputSpec
     output_spec = _NoteOutputSpec
@@ -51,7 +51,7 @@ class Note(SimpleInterface):
 
 
 class NoteScore(Note):
-    """Note how readily the kernel kills this process where memory runs out."""
+    """Note the OOM score adjustment of this process."""
 
     def _run_interface(self, runtime):
         self.inputs.word += Path("/proc/self/oom_score_adj").read_text()
@@ -59,7 +59,7 @@ class NoteScore(Note):
 
 
 class TorchNote(Note):
-    """As :class:`Note`, where torch computes."""
+    """Like :class:`Note`, but declared as using torch."""
 
     uses_torch = True
 
@@ -69,7 +69,7 @@ class _GpuNoteInputSpec(_NoteInputSpec):
 
 
 class GpuNote(Note):
-    """As :class:`Note`, where a GPU computes: note when it began and ended."""
+    """Like :class:`Note`, but declared as using a GPU; also notes start and end times."""
 
     input_spec = _GpuNoteInputSpec
 
@@ -81,21 +81,21 @@ class GpuNote(Note):
 
 
 class Refuse(Note):
-    """Find data that cannot be used."""
+    """Raise the error for unusable data."""
 
     def _run_interface(self, _runtime):
         raise UnusableDataError("/data/sub-01_T1w.nii.gz: all voxels are equal; export it again")
 
 
 class Stumble(Note):
-    """Fail in a way that nobody foresaw."""
+    """Fail with an unexpected error."""
 
     def _run_interface(self, _runtime):
         raise ZeroDivisionError("by zero")
 
 
 class SlowNote(Note):
-    """As :class:`Note`, after a while."""
+    """Like :class:`Note`, after a delay."""
 
     def _run_interface(self, runtime):
         time.sleep(0.3)
@@ -103,7 +103,7 @@ class SlowNote(Note):
 
 
 class SlowerNote(Note):
-    """As :class:`SlowNote`, after a longer while."""
+    """Like :class:`SlowNote`, after a longer delay."""
 
     def _run_interface(self, runtime):
         time.sleep(0.8)
@@ -111,7 +111,7 @@ class SlowerNote(Note):
 
 
 class Hoard(Note):
-    """Hold 300 MiB for a moment, in compiled code that keeps Python's lock."""
+    """Hold 300 MiB for a moment, in compiled code that holds the GIL."""
 
     def _run_interface(self, runtime):
         libc = ctypes.PyDLL(None)
@@ -123,7 +123,7 @@ class Hoard(Note):
 
 
 class HoardBeside(Note):
-    """Let another program hold 300 MiB, and take a second of CPU time."""
+    """Run another program that holds 300 MiB and takes a second of CPU time."""
 
     def _run_interface(self, runtime):
         program = "import time; a = b'1' * (300 << 20)\nwhile time.process_time() < 1.2: 0"
@@ -132,7 +132,7 @@ class HoardBeside(Note):
 
 
 class SleepInC(Note):
-    """Note that it began, and compute for a minute in C, which never looks back at Python."""
+    """Note the start, then block for a minute in C code that never returns to Python."""
 
     def _run_interface(self, runtime):
         super()._run_interface(runtime)
@@ -141,7 +141,7 @@ class SleepInC(Note):
 
 
 class Die(Note):
-    """Be killed, as by a machine that ran out of memory."""
+    """Be killed, as by the kernel when memory runs out."""
 
     def _run_interface(self, runtime):
         super()._run_interface(runtime)

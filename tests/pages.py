@@ -1,4 +1,4 @@
-"""Pages of reports as their readers see them."""
+"""Parsing of report pages as a reader sees them."""
 
 import base64
 import functools
@@ -20,7 +20,7 @@ CHARTS = {
 
 
 def drawn_once(draw):
-    """Draw the chart of equal data once in a process: half of the time of pages is charts."""
+    """Cache the charts of equal data, which take half of the time of writing pages."""
     known = {}
 
     @functools.wraps(draw)
@@ -39,7 +39,7 @@ for _module, _names in CHARTS.items():
 
 
 class Reader(HTMLParser):
-    """What a reader sees, and what the page would fetch."""
+    """Parser that collects the visible text of a page, and the links it would fetch."""
 
     SILENT = ("style", "script", "title", "desc", "head")
     VOID = ("meta", "link", "img", "input", "br", "hr")
@@ -80,7 +80,7 @@ def section(page, name):
 
 
 def cells_of(table):
-    """The words of a table, row by row."""
+    """Return the text of the cells of a table, row by row."""
     rows = re.findall(r"<tr.*?</tr>", table, re.S)
     return [
         [" ".join(re.sub(r"<[^>]+>", "", c).split()) for c in re.findall(r"<t[hd].*?</t[hd]>", row)]
@@ -93,7 +93,7 @@ def tables_in(page):
 
 
 def drawings_in(page):
-    """List the drawings; each is well formed, and has words for those who do not see it."""
+    """List the drawings, and check that each is well-formed and has a text alternative."""
     drawings = re.findall(r'<svg viewBox[^>]*role="img".*?</svg>', page, re.S)
     for drawing in drawings:
         root = ElementTree.fromstring(drawing.replace(' href="', ' data="'))
@@ -110,6 +110,6 @@ def decode(href):
 
 
 def rgba(href):
-    """The colours of a picture, (rows, columns, 4)."""
+    """Return the colours of a picture, (rows, columns, 4)."""
     content = base64.b64decode(href.partition(",")[2])
     return np.asarray(Pillow.open(io.BytesIO(content)).convert("RGBA"), int)

@@ -1,4 +1,4 @@
-"""Datasets small enough to make in a test: brains as coarse as can be, already stripped."""
+"""Datasets small enough to create in a test: very coarse, skull-stripped brains."""
 
 import json
 from functools import cache
@@ -15,8 +15,8 @@ from scipy import ndimage
 from bids_app import nifti
 
 SHAPE, ZOOM = (44, 52, 44), 4.0  # mm; 176 × 208 × 176 mm
-MIDDLE = (0, -18, 5)  # mm; of the template's brain
-TO_T1W = tuple(-place for place in MIDDLE)  # mm; from a place in the template to that in the grid
+MIDDLE = (0, -18, 5)  # mm; centre of the template's brain
+TO_T1W = tuple(-place for place in MIDDLE)  # mm; offset from template to grid
 PET = {"TracerName": "FDG", "TracerRadionuclide": "F18", "Units": "Bq/mL"}
 
 
@@ -28,7 +28,7 @@ def head_affine():
 
 @cache
 def _tissues():
-    """Shares of grey matter, white matter and fluid: the template's, moved into the grid."""
+    """Return the template's grey and white matter and its brain mask, resampled to the grid."""
     maps = []
     for load in (load_mni152_gm_template, load_mni152_wm_template, load_mni152_brain_mask):
         image = load(resolution=2)
@@ -42,7 +42,7 @@ def _tissues():
 
 
 def brain(rng, *, inverted=False):
-    """A T1w of the template's brain with texture, or, inverted, its FDG PET; 0 outside."""
+    """Return a T1w of the template's brain with texture or, if ``inverted``, its FDG PET."""
     grey, white, inside = _tissues()
     texture = ndimage.gaussian_filter(rng.standard_normal(SHAPE), 1.5) * 2
     tissue = grey + 0.3 * white if inverted else 0.6 * grey + white
@@ -77,7 +77,7 @@ def add_t1w(root, subject, rng, *, session=None, data=None, affine=None):
 
 def add_pet(root, subject, rng, *, session=None, name="trc-18FFDG_pet", data=None, sidecar=None):
     path = image_path(root, subject, "pet", name, session)
-    if data is None:  # the air of a scan is never 0 throughout: what is, was not measured
+    if data is None:  # the air of a scan is not 0 throughout: voxels of 0 count as not measured
         data = brain(rng, inverted=True)
         air = np.random.default_rng(0).random(data.shape, np.float32) * 0.01 * data.max()
         data = np.maximum(data, air)
@@ -86,7 +86,7 @@ def add_pet(root, subject, rng, *, session=None, name="trc-18FFDG_pet", data=Non
     return path
 
 
-# What other apps make of such images, named and described as they do
+# Outputs of other apps, with their file names and sidecars
 
 
 def write_derivatives(folder: Path, app: str, version: str) -> Path:
@@ -102,7 +102,7 @@ def write_derivatives(folder: Path, app: str, version: str) -> Path:
 
 
 def add_derived(root, subject, datatype, name, data, *, session=None, affine=None, sidecar=None):
-    """Write an image of another app, and its sidecar, if there is one."""
+    """Write an image of another app and, if given, its sidecar."""
     path = image_path(root, subject, datatype, name, session)
     nifti.save(nifti.Image(data, head_affine() if affine is None else affine), path)
     if sidecar is not None:
@@ -111,7 +111,7 @@ def add_derived(root, subject, datatype, name, data, *, session=None, affine=Non
 
 
 def add_anatomy(root, subject, data, *, session=None, template="", transforms=(), prefix=""):
-    """Write the T1w, brain mask and transforms of a person as fMRIPrep does; brains are of data."""
+    """Write the T1w, brain mask and transforms of a person as fMRIPrep does."""
     sidecar = {"SkullStripped": False, "Sources": [f"bids:raw:sub-{subject}/anat/T1w.nii.gz"]}
     told = {"session": session}
     t1w = add_derived(

@@ -1,4 +1,4 @@
-"""Trainings that take a moment: small networks, few epochs, two people."""
+"""Short trainings: small networks, few epochs, two people."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from bids_app.synthesis.training import Training
 
 
 def small(model, **values):
-    """Give a row of Table 1 with small networks, for four epochs if nothing else is said."""
+    """Return a row of Table 1 with small networks, by default with four epochs."""
     return replace(MODELS[model], **{"n_blocks": 1, "width": 2, "epochs": 4, **values})
 
 
@@ -28,6 +28,6 @@ def start(spec, seed=0):
 
 
 def two_people():
-    """Give two people of 24×25×7 voxels whose PET is their T1w, darker."""
+    """Return two people of 24×25×7 voxels whose PET is their T1w, darker."""
     mri = torch.rand(2, 24, 25, 7, generator=seeded(5))
     return [Pair(one, 0.3 * one) for one in mri]

@@ -1,4 +1,4 @@
-"""Images that several tests need."""
+"""Fixtures of images that several tests need."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from engines import BASE, TOOLS, build, call, copy_sources, digest, need, podman
 
 @pytest.fixture(scope="session", autouse=True)
 def commands():
-    """The commands of the environment that runs the tests, though nobody has activated it."""
+    """Commands of the environment that runs the tests, on PATH even if it is not activated."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
         yield
@@ -18,9 +18,9 @@ def commands():
 
 @pytest.fixture(scope="session", autouse=True)
 def _network():
-    """Images are built with one, so that nobody is kept from it, as other tests are.
+    """Network access, which building images needs and other tests are denied.
 
-    For the whole session, as images are: fixtures of a package are made after those of a session.
+    It has session scope, because the images have, and fixtures of a package are created later.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("LD_PRELOAD", raising=False)
@@ -34,7 +34,7 @@ def sources(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def image(sources):
-    """The name of the Dockerfile's image, which is built unless it is there."""
+    """Name of the Dockerfile's image, which is built unless it exists."""
     need("buildah", "podman", "crun", "mmdebstrap")
     name = f"localhost/mri2pet:{digest(sources)}"
     if podman("image", "exists", BASE, check=False).returncode:

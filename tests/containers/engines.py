@@ -1,7 +1,7 @@
-"""Real images are built and run here; skipped, with the reason, where the tools are absent.
+"""Building and running of real images; tests are skipped, with the reason, without the tools.
 
-``MRI2PET_TOOLS`` names the folder of scripts that build and run containers and a cluster of one
-node; by default it lies beside the project. An image built of the same files is used again.
+``MRI2PET_TOOLS`` is the folder of scripts that build and run containers and a one-node cluster; by
+default it is next to the project. An image built from the same files is reused.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ AS_A_CLUSTER = (
 
 
 def call(*words, check=True, **options):
-    """Run a command; give it with its output."""
+    """Run a command; return the completed process with its output."""
     run = subprocess.run(
         [str(word) for word in words], capture_output=True, text=True, check=False, **options
     )
@@ -57,7 +57,7 @@ def call(*words, check=True, **options):
 
 
 def need(*commands):
-    """Skip where a command, root, or the scripts are absent."""
+    """Skip the test if a command or the scripts are missing, or without root."""
     missing = [name for name in commands if shutil.which(name) is None]
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed")
@@ -73,7 +73,7 @@ def podman(*words, **options):
 
 
 def build(sources, name):
-    """Build the Dockerfile's image; layers that are there already are used again."""
+    """Build the Dockerfile's image, reusing existing layers."""
     call(
         "bash",
         TOOLS / "containers" / "build.sh",
@@ -92,12 +92,12 @@ def build(sources, name):
 
 
 def run_image(image, *words, options=AS_A_CLUSTER, check=True):
-    """Run an image as a cluster would, or with other options."""
+    """Run an image, by default with the restrictions of a cluster."""
     return call("bash", TOOLS / "containers" / "run.sh", *options, image, *words, check=check)
 
 
 def copy_sources(folder):
-    """Copy what goes into an image, without what the tests left in it."""
+    """Copy the files that go into an image, without caches."""
     for name in SOURCES:
         source, target = PROJECT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def copy_sources(folder):
 
 
 def digest(folder):
-    """Tell one state of the sources from another."""
+    """Return a digest of the sources."""
     told = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         told.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
@@ -118,13 +118,13 @@ def digest(folder):
 
 
 def let_in(folder):
-    """Let any user in: pytest's folders are its own user's alone."""
+    """Let any user enter a folder; pytest's folders are private to its user."""
     for one in (folder, *folder.parents[:2]):
         one.chmod(0o755)
 
 
 def make_out(folder):
-    """Make an output folder that any user may write to."""
+    """Create an output folder that any user may write to."""
     out = folder / "out"
     out.mkdir(parents=True)
     let_in(folder)
