@@ -1,4 +1,4 @@
-"""Bad input gets one sentence: which file, what is wrong, what to do; and the right exit code."""
+"""Bad input gets a one-sentence message (file, problem, remedy) and the right exit code."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def raw(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Run the app in this process; give its exit code and all it said."""
+    """Run the app in this process; return its exit code and output."""
 
     def call(raw, *options, out=None):
         code = main([str(raw), str(tmp_path / "out" if out is None else out), *SLOPPY, *options])
@@ -50,7 +50,7 @@ def run(tmp_path, capsys):
 
 
 def rewrite(path, data, affine=None):
-    """Write what bids_app.nifti would refuse to make."""
+    """Rewrite an image with contents that bids_app.nifti would refuse to write."""
     nib.save(nib.Nifti1Image(data, head_affine() if affine is None else affine), path)
 
 
@@ -78,7 +78,7 @@ def write_with_affine(path, data, affine):
 
 
 def run_once(folder, raw, *options):
-    """Run for several tests; give the output folder, the exit code and all that was said."""
+    """Run once for several tests; return the output folder, the exit code and the output."""
     out, said = folder / "out", StringIO()
     with redirect_stdout(said), redirect_stderr(said):
         code = main([str(raw), str(out), *SLOPPY, *options])
@@ -87,7 +87,7 @@ def run_once(folder, raw, *options):
 
 @pytest.fixture(scope="module")
 def unusable(tmp_path_factory):
-    """Run where no T1w can be used, each for a reason of its own."""
+    """Run in which no T1w can be used, each for a different reason."""
     folder, rng = tmp_path_factory.mktemp("unusable"), np.random.default_rng(7)
     raw = write_dataset(folder / "raw")
     truncated = add_t1w(raw, "truncated", rng)
@@ -106,7 +106,7 @@ def unusable(tmp_path_factory):
 
 @pytest.mark.slow
 def test_unreadable_contents_are_named_one_by_one(unusable):
-    """Truncated, NaN, constant: seen by nodes; each is told, and 65 as nothing is usable."""
+    """Truncated, NaN and constant images are detected by nodes, and each is reported."""
     out, code, said = unusable
     assert code == 65
     for word in (
@@ -123,7 +123,7 @@ def test_unreadable_contents_are_named_one_by_one(unusable):
 
 
 def told_of(unusable, name):
-    """Give the one line on an image."""
+    """Return the only message about an image."""
     (line,) = [line for line in unusable[2].splitlines() if f"sub-{name}_T1w.nii.gz: " in line]
     return line
 
@@ -140,7 +140,7 @@ def test_affines_that_no_scanner_writes(unusable, name):
 
 
 def test_an_image_without_read_permission(rng):
-    """Root may read all files, so it becomes nobody for a moment."""
+    """Root may read all files, so the effective user is changed to nobody for a moment."""
     folder = Path(tempfile.mkdtemp())
     try:
         folder.chmod(0o755)
@@ -169,7 +169,7 @@ def test_an_unknown_label(raw, rng, run):
     add_t1w(raw, "01", rng)
     code, said = run(raw, "--participant-label", "99")
     assert code == 18
-    assert "01" in said  # those that there are
+    assert "01" in said  # the participants that exist
 
 
 def test_output_where_the_input_is(raw, rng, run):
@@ -255,7 +255,7 @@ def one_line(said):
 
 
 def test_a_header_that_cannot_tell_left_from_right(raw, rng, run):
-    """The others go on; who vouches for it gets a result, and is told of it."""
+    """Other participants are processed; a given orientation leads to a result and a message."""
     add_t1w(raw, "ok", rng)
     forget_orientation(add_t1w(raw, "lost", rng))
     add_t1w(raw, "pet", rng)
@@ -299,7 +299,7 @@ def test_files_that_are_none_take_nobody_else_down(raw, rng, run):
 @pytest.mark.parametrize(
     ("shape", "sidecar", "problem"),
     [
-        ((), {"FrameTimesStart": [0, 9], "FrameDuration": [9] * 20}, None),  # of the dynamic PET
+        ((), {"FrameTimesStart": [0, 9], "FrameDuration": [9] * 20}, None),  # for the dynamic PET
         ((), {"FrameTimesStart": ["a"], "FrameDuration": ["b"]}, None),
         ((1,), {"FrameDuration": None}, None),
         ((2,), {"FrameDuration": [9, 9]}, None),
@@ -333,8 +333,8 @@ def test_frames_need_durations_and_nothing_else(  # noqa: PLR0917
         ({"InjectionStart": 0}, ("--pet-frames", "2"), None),
         ({"InjectionStart": 0}, ("--pet-frames", "1-2"), "1.0"),
         ({"InjectionStart": -900}, (), "15.0"),
-        ({"InjectionStart": -2400}, (), None),  # times are told from the start of the scan
-        ({}, (), None),  # nothing tells
+        ({"InjectionStart": -2400}, (), None),  # times are relative to the start of the scan
+        ({}, (), None),  # nothing is known of the times
         ({"InjectionStart": "10:00"}, (), None),
         ({"InjectionStart": 0, "FrameTimesStart": [0, 60]}, (), None),
     ],
@@ -342,7 +342,7 @@ def test_frames_need_durations_and_nothing_else(  # noqa: PLR0917
 def test_frames_of_the_first_minutes_are_told_of(  # noqa: PLR0917
     raw, rng, run, sidecar, options, minutes
 ):
-    """They show another thing, and in controls with static PET there are none."""
+    """They show another distribution, and controls with static PET have none."""
     add_t1w(raw, "01", rng)
     data = np.stack([brain(rng, inverted=True)] * 3, axis=-1)
     times = {"FrameTimesStart": [0, 60, 1800], "FrameDuration": [60, 1740, 1800]}
@@ -404,7 +404,7 @@ def test_a_dry_run_tells_which_of_several_images_is_used(raw, rng, run):
         image_path(raw, "01", "anat", name).write_bytes(add_t1w(raw, "02", rng).read_bytes())
     add_pet(raw, "02", rng, sidecar={"TracerName": "PIB"})
     code, said = run(raw, "--dry-run")
-    assert code == 1  # as the run: the PET of sub-02 cannot be used
+    assert code == 1  # same as for the run, because the PET of sub-02 cannot be used
     for words in (
         "1 has problems (sub-02)",
         "2 T1w images are equally good: sub-01_acq-a_T1w.nii.gz is used, the first by run",
@@ -426,7 +426,7 @@ def test_an_invalid_dataset(tmp_path, rng, capsys):
 
 
 def ball():
-    """Something as large as a brain with a bright core, and nothing else of one."""
+    """Create a ball as large as a brain with a bright core, and nothing else in common with one."""
     x = np.indices(SHAPE)
     middle = np.array(SHAPE).reshape(3, 1, 1, 1) / 2
     radius = np.sqrt((((x - middle) * 4 / np.array([65, 82, 62]).reshape(3, 1, 1, 1)) ** 2).sum(0))
@@ -435,7 +435,7 @@ def ball():
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Run where something is wrong with everybody, and nothing with most T1w."""
+    """Run in which every participant has a problem, but most T1w have none."""
     folder, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(7)
     raw = write_dataset(folder / "raw")
     for subject in ("frames", "runs", "tracer", "noise"):
@@ -452,7 +452,7 @@ def mixed(tmp_path_factory):
 
 @pytest.mark.slow
 def test_one_bad_pet_does_not_stop_the_others(mixed):
-    """(x,y,z,1); 4D without timing; two runs; another tracer: T1w of all go on."""
+    """(x,y,z,1), 4D without timing, two runs, another tracer: the T1w of all are processed."""
     out, code, said = mixed
     assert code == 1
     assert "sub-frames_trc-18FFDG_pet.nii.gz: 2 frames" in said
@@ -467,7 +467,7 @@ def test_one_bad_pet_does_not_stop_the_others(mixed):
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_used_nowhere(mixed, run, tmp_path):
-    """A T1w of a ball, and a PET of noise: files stay, and say fail; a second run says so again."""
+    """A T1w of a ball and a PET of noise are kept, with verdict fail, also in a second run."""
     out, code, said = mixed
     assert code == 1
     for name in ("sub-ball_T1w.nii.gz", "sub-noise_trc-18FFDG_pet.nii.gz"):

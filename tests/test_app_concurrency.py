@@ -1,4 +1,4 @@
-"""As the tasks of an array job: several runs write into one output folder at once."""
+"""Several runs that write into one output folder at once, like the tasks of an array job."""
 
 import json
 import subprocess
@@ -19,9 +19,9 @@ NAMES = [f"sub-{label}" for label in LABELS]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Output folder, and what each run said; all were started before one had ended.
+    """Output folder and output of each run; all runs were started before one had ended.
 
-    The last two are about the same participant.
+    The last two are for the same participant.
     """
     folder = tmp_path_factory.mktemp("array")
     bids, out = write_dataset(folder / "bids"), folder / "out"

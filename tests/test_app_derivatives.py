@@ -1,4 +1,4 @@
-"""The participant level from what other apps have made, in --sloppy, on coarse brains."""
+"""The participant level starting from outputs of other apps, with --sloppy, on coarse brains."""
 
 import json
 import re
@@ -31,7 +31,7 @@ COMPUTED = {"extract_brain", "correct_bias", "register_to_template", "register_t
 
 
 def write_pet(petprep, pet):
-    """Two frames on a grid of PETPrep's own, of which the first is empty of counts."""
+    """Write a PET of two frames on PETPrep's own grid, the first of which has no counts."""
     half = np.stack([0.01 * pet[::2, ::2, ::2], pet[::2, ::2, ::2]], axis=-1)
     affine = np.diag([8.0, 8, 8, 1])
     affine[:3, 3] = (-88, -104, -88)
@@ -50,7 +50,7 @@ def write_pet(petprep, pet):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Of three people, all is taken of the first, all but transforms of the second, and nothing."""
+    """Three people: with all derivatives, with all but transforms, and with none."""
     rng = np.random.default_rng(1)
     folder = tmp_path_factory.mktemp("derivatives")
     raw = write_dataset(folder / "raw")
@@ -83,7 +83,7 @@ def out(study):
 
 
 def steps_of(out, visit):
-    """Name the nodes of which there is something in the work folder."""
+    """List the nodes that have left results in the work folder."""
     return {path.name for path in (out / ".work" / "mri2pet" / visit).glob("**/*") if path.is_dir()}
 
 
@@ -181,7 +181,7 @@ def test_a_dry_run_estimates_what_is_left_to_be_computed(study, tmp_path, capsys
 
 
 def test_what_is_wrong_with_transforms_costs_its_participant(study, tmp_path, capsys):
-    """One leads elsewhere, one does not lead back, one is none."""
+    """One maps elsewhere, one is not the inverse of the other, one is no transform."""
     rng = np.random.default_rng(1)
     fmriprep = write_derivatives(study / "wrong", "fMRIPrep", "24.1.1")
     far, right = shifts((40.0, 18.0, -45.0)), shifts(TO_T1W)
@@ -199,7 +199,7 @@ def test_what_is_wrong_with_transforms_costs_its_participant(study, tmp_path, ca
 
 
 def test_images_in_mni_space_go_straight_to_scaling(study, tmp_path):
-    """Of Clinica, without a brain mask: the brain is found, and nothing is registered."""
+    """Images by Clinica without a brain mask: the brain is extracted, and nothing is registered."""
     rng = np.random.default_rng(2)
     affine = head_affine()
     affine[:3, 3] += MIDDLE
@@ -230,7 +230,7 @@ def test_images_in_mni_space_go_straight_to_scaling(study, tmp_path):
 
 
 def test_a_z_scored_t1w_that_is_taken_keeps_the_contrast_of_its_tissue(study, tmp_path):
-    """What is below the mean of the brain, most of its grey matter, had become 0."""
+    """Values below the mean of the brain, such as most of its grey matter, used to become 0."""
     affine, head = head_affine(), brain(np.random.default_rng(2))
     affine[:3, 3] += MIDDLE
     inside = head > 0

@@ -1,4 +1,4 @@
-"""What the run as a whole says, by what became of its parts."""
+"""Exit code and summary of a whole run, given the outcomes of its parts."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,10 +24,10 @@ def plan(name, subject="01"):
         ([], ["a"], [], 0),
         (["a"], [], [("a", 65, True)], 65),
         (["a"], [], [("a", 74, True)], 74),
-        (["a"], [], [("a", 65, False)], 1),  # the PET alone failed: the T1w's results stand
-        (["a"], [], [(None, 65, True)], 1),  # a PET was set aside beforehand
-        ([], ["a"], [(None, 65, True)], 1),  # the same, in a second run
-        (["a", "b"], [], [("b", 65, True)], 1),  # two sessions of one person, one lost
+        (["a"], [], [("a", 65, False)], 1),  # only the PET failed; the results of the T1w remain
+        (["a"], [], [(None, 65, True)], 1),  # a PET was excluded beforehand
+        ([], ["a"], [(None, 65, True)], 1),  # the same in a second run
+        (["a", "b"], [], [("b", 65, True)], 1),  # two sessions of one person, one of which failed
         (["a", "b"], [], [("a", 65, True), ("b", 66, True)], 65),
         (["a", "b"], [], [("a", 65, True), ("b", 1, True)], 1),
     ],

@@ -1,4 +1,4 @@
-"""The group level from end to end, in --sloppy, on people that were made and not registered."""
+"""The group level end to end, with --sloppy, on simulated people without registration."""
 
 import hashlib
 import os
@@ -59,7 +59,7 @@ pytestmark = pytest.mark.slow
 
 SETS, DETECTORS = ("real", "hybrid", "synthetic"), ("ocsvm", "zscore", "pseudonormal")
 REAL, T1W_ONLY = ("c1", "c2", "c3", "c4", "c5", "c6"), ("d1", "d2", "d3", "d4", "d5", "d6")
-PATIENTS = ("p1", "p2")  # T1w stored RAS, and LAS
+PATIENTS = ("p1", "p2")  # T1w stored as RAS and as LAS
 MADE = (
     "detectors",
     "tpl-*",
@@ -74,7 +74,7 @@ MADE = (
     "clusters.*",
     "*.html",
 )
-OWN_MASK = ("space-T1w_label-L_mask", "desc-preproc_T1w")  # on the grid of the latter
+OWN_MASK = ("space-T1w_label-L_mask", "desc-preproc_T1w")  # on the grid of the preprocessed T1w
 COARSE = np.array([[5.0, 0, 0, -70], [0, 5, 0, -100], [0, 0, 5, -40], [0, 0, 0, 1]])
 
 
@@ -84,7 +84,7 @@ def arguments(out, *options):
 
 
 def make_small(patch):
-    """Cut a volume into three slabs, as one of 1 mm is cut into many, and train for a moment."""
+    """Use three slabs per volume, as a volume at 1 mm has many, and train only briefly."""
     patch.setattr(slabs, "THICKNESS", 0.75)
     whole, small = detectors.encoder_spec, {"epochs": 1, "pairs_per_epoch": 256}
     patch.setattr(detectors, "encoder_spec", lambda settings: replace(whole(settings), **small))
@@ -99,7 +99,7 @@ def _small():
 
 @contextmanager
 def without_pages():
-    """Write no reports of patients: they take longer than all else here."""
+    """Skip the reports of patients, which take longer than everything else here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(participant, "write_subject_report", lambda *_, **__: None)
         yield
@@ -115,7 +115,7 @@ def tell_groups(out, **others):
 
 
 def write_masks(folder):
-    """Write masks of lesions: one as drawn on the T1w, one in the template; on other grids."""
+    """Write lesion masks, one in T1w space and one in template space, on other grids."""
     for label, space, shift in (("p1", "T1w", SHIFT), ("p2", TEMPLATE, (0, 0, 0))):
         name = f"sub-{label}_space-{space}_label-L_mask.nii"  # p2's is not compressed
         path = folder / f"sub-{label}" / "anat" / (name + ".gz" * (label == "p1"))
@@ -124,7 +124,7 @@ def write_masks(folder):
 
 
 def write_atlas(folder):
-    """Write an atlas of three slabs from left to right; of the last, the name is not told."""
+    """Write an atlas of three slabs from left to right; the last has no name."""
     data = np.repeat([1, 2, 3], (15, 5, 9)).reshape(29, 1, 1) * np.ones((29, 37, 27), np.int16)
     nifti.save(nifti.Image(data.astype(np.int16), COARSE), folder / "atlas.nii.gz")
     rows = [{"index": 1, "name": "Left"}, {"index": 2, "name": "Midline"}]
@@ -138,7 +138,7 @@ def knowledge(folder):
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """Run with all sets and detectors, and all that can be known, by a plugin of nipype."""
+    """Run with all training sets, detectors and optional inputs, by a plugin of nipype."""
     folder = tmp_path_factory.mktemp("group")
     out, rng = folder / "out", np.random.default_rng(5)
     write_controls(out, [], rng)
@@ -167,7 +167,7 @@ def out(tmp_path_factory):
 
 
 def copy_of(out, folder, *patterns):
-    """Copy a dataset, but for what matches; the raw one is where it was."""
+    """Copy a dataset except for files that match; the raw dataset stays where it was."""
     (folder / "raw").symlink_to(out.parent / "raw")
     return shutil.copytree(out, folder / "out", ignore=shutil.ignore_patterns(*patterns))
 
@@ -196,7 +196,7 @@ def load(path):
     return image.get_fdata(dtype=np.float32), image.affine
 
 
-# Flags
+# Options
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_an_atlas_is_found_by_its_name(monkeypatch):
     assert asked == [("HOCPA:th25", "MNI152NLin6Asym")]
 
 
-# What a run leaves
+# Files that a run leaves
 
 
 @pytest.mark.parametrize(("training_set", "detector"), EVERY)
@@ -328,7 +328,7 @@ def test_what_is_left_in_the_template_is_left_on_the_t1w_however_that_is_stored(
     assert bool(affine[0, 0] < 0) is (label == "p2")
     turned = carried[::-1] if label == "p2" else carried
     np.testing.assert_allclose(turned, there, atol=1e-3 * there.max())
-    bright = carried > np.quantile(carried, 0.9985)  # of all voxels; 98 of them
+    bright = carried > np.quantile(carried, 0.9985)  # 98 of all voxels
     where = np.argwhere(bright if "stat" in name else carried == 1)
     centre = where.mean(axis=0) @ affine[:3, :3].T + affine[:3, 3]
     assert np.linalg.norm(centre - LESION - SHIFT) < 10
@@ -388,7 +388,7 @@ def test_a_card_tells_which_controls_are_synthetic_and_what_made_them(out):
 
 
 def test_a_card_tells_what_the_generators_are_that_made_its_synthetic_pet(out):
-    """Of real, those that pseudonormal compares with; that of d1, who has no PET, is another."""
+    """For real PET, those that pseudonormal compares with; d1, without PET, has another."""
     untold = {"name": "g", "trained_on": "", "intended_use": ""}
     demonstration = untold | {"intended_use": "Demonstration"}
     for training_set, makers in (
@@ -451,7 +451,7 @@ def test_lesions_that_are_known_give_curves(out):
         (unit, n) for unit in ("lesion", "patient") for n in range(1, 11)
     }
     assert {(point.n, point.found) for point in points} == {(2, 2)}
-    assert len(read_tests(out)) == 2 * 10 * 21  # pairs of the 7 in EVERY
+    assert len(read_tests(out)) == 2 * 10 * 21  # pairs of the 7 detectors in EVERY
     assert {(one.training_set, one.detector) for one in read_froc(out)} == set(EVERY)
 
 
@@ -536,7 +536,7 @@ def test_nilearn_opens_every_image_and_headers_say_their_space(out):
         assert image.ndim == 3
         assert np.isfinite(image.get_fdata()).all()
         if path.is_relative_to(out / "detectors") or re.search("stat|dseg|tpl-", path.name):
-            code = 2 if "_space-T1w_" in path.name else 4  # the others were made in this file
+            code = 2 if "_space-T1w_" in path.name else 4  # the others are created in this file
             if path.name != "brain_mask.nii.gz":
                 assert (image.header["sform_code"], image.header["qform_code"]) == (code, code)
 
@@ -605,7 +605,7 @@ def test_the_validator_accepts_the_output(out, tmp_path):
     assert told.returncode == 0, told.stdout.decode()
 
 
-# Runs into a dataset that has results
+# Runs into a dataset that already has results
 
 
 def test_a_report_is_about_what_its_run_has_scored(out, tmp_path):
@@ -673,13 +673,13 @@ def test_a_detector_knows_its_controls_when_their_dataset_was_renamed(out, tmp_p
     with pytest.raises(UnusableDataError, match=f"was trained on sub-{control.label}, now"):
         detectors.refuse_card(here, card, settings, [control])
     assert detectors._describe_namesakes(here, card, patients, out) == []
-    detectors.refuse_card(tmp_path, card, settings, [control])  # which may be others
+    detectors.refuse_card(tmp_path, card, settings, [control])  # the dataset may be another one
     (note,) = detectors._describe_namesakes(tmp_path, card, patients, out)
     assert f"sub-{control.label} of the dataset 'an older title'" in note
 
 
 def without_controls(out, folder):
-    """Copy the dataset as a hospital has it that never saw the controls."""
+    """Copy the dataset as seen by a hospital that has no access to the controls."""
     there = copy_of(out, folder, *MADE, "sub-c*", "sub-d*")
     rows = [{"participant_id": f"sub-{label}", "group": "patient"} for label in PATIENTS]
     write_tsv(there / "participants.tsv", ["participant_id", "group"], rows)
@@ -752,7 +752,7 @@ def test_a_detector_that_does_not_fit_is_refused(out, capsys, options, code, wor
 
 
 def with_ages(out, folder, ages):
-    """Copy the inputs of a run; give ages by label, and 30, 34, … to all others."""
+    """Copy the inputs of a run, with the given ages by label, and 30, 34, … for all others."""
     there = copy_of(out, folder, *MADE)
     rows = read_tsv(there / "participants.tsv")
     for number, row in enumerate(rows):
@@ -767,7 +767,7 @@ def test_a_covariate_is_taken_out_here_and_where_the_detector_is_applied(out, tm
     there = with_ages(out, tmp_path / "here", {"c6": "n/a", "p1": 99})
     wanted = ("--covariates", "age", "--detectors", "ocsvm", "zscore", "--folds", "5")
     with without_pages():
-        assert main(arguments(there, *wanted)) == 1  # c6 is lost
+        assert main(arguments(there, *wanted)) == 1  # c6 is excluded
         said = " ".join(capsys.readouterr().err.split())
         assert "sub-c6: participants.tsv has n/a in age, which --covariates names" in said
         assert "sub-p1: age 99 is outside the range of the controls, 30 to 74; its exp" in said
@@ -884,21 +884,21 @@ def test_a_detector_of_another_version_is_told_of_or_refused(out, tmp_path, rele
         assert told == f"{note}which may give different results; to be sure, train it again"
 
 
-# Bad luck
+# Failures and interruptions
 
 
 def results(out):
-    """All that the one-class SVMs of real PETs leave: detectors, maps, clusters of patients."""
+    """Return the results of the one-class SVMs of real PET: detectors, maps, patients' clusters."""
     paths = [*out.glob("detectors/real/ocsvm/**/*.safetensors"), *out.glob("sub-*/pet/*ocsvm*")]
     return {
         path.relative_to(out): content_of(path)
         for path in paths
-        if path.suffix != ".tsv"  # what is known of lesions and regions differs
+        if path.suffix != ".tsv"  # lesions and regions known to the runs differ
     }
 
 
 def content_of(path):
-    """Give what a file holds; of a sidecar all but the card, which names all detectors."""
+    """Return the content of a file; for a sidecar without the card, which lists all detectors."""
     if path.suffix != ".json":
         return path.read_bytes()
     return {key: value for key, value in read_json(path).items() if key != "DetectorCard"}
@@ -913,7 +913,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_a_run_that_was_killed_at_a_slab_goes_on_to_the_same_files(out, tmp_path):
-    """SIGKILL for the main process, when the first one-class SVMs of the second fold are there."""
+    """SIGKILL of the main process once the first one-class SVMs of the second fold exist."""
     there = copy_of(out, tmp_path, *MADE)
     options = arguments(there, "--detectors", "ocsvm")
     mark = f"MRI2PET_TEST={tmp_path}"
@@ -943,7 +943,7 @@ def test_a_run_that_was_killed_at_a_slab_goes_on_to_the_same_files(out, tmp_path
 
 @pytest.fixture(scope="module")
 def unlucky(out, tmp_path_factory):
-    """Run where many things are wrong, and the PET of a control shows a lesion."""
+    """Run with many problems, and with a lesion in the PET of a control."""
     folder = tmp_path_factory.mktemp("unlucky")
     there = copy_of(out, folder, *MADE)
     copies = ("p4", "p5", "p6", "p7")
@@ -1024,7 +1024,7 @@ def test_a_run_can_stop_at_the_first_who_cannot_be_used(out, tmp_path, capsys):
     assert not (there / "detectors").exists()
 
 
-# What needs no computing
+# Runs in which nothing needs to be computed
 
 
 def files(out):
@@ -1073,7 +1073,7 @@ def test_reports_can_be_written_again_from_disk(out, tmp_path, capsys):
     before = (there / "group.html").read_text()
     (there / "group.html").unlink()
     assert main([*arguments(there, "--reports-only"), "--resolution", "3"]) == 0
-    assert (there / "group.html").read_text() == before  # which tells of the grid of its run
+    assert (there / "group.html").read_text() == before  # it describes the grid of its own run
     assert "z score, trained on real" in (there / "sub-p1.html").read_text()
     (there / "clusters.tsv").unlink()
     assert main(arguments(there, "--reports-only")) == 66
@@ -1116,7 +1116,7 @@ def test_without_derivatives_nothing_can_begin(out, tmp_path, capsys):
 
 @pytest.fixture
 def beside(out, monkeypatch):
-    """Stay in the folder of the dataset: flags can name files in it."""
+    """Change to the folder of the dataset, so that options can name files in it."""
     monkeypatch.chdir(out.parent)
     return out
 

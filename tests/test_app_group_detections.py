@@ -1,4 +1,4 @@
-"""Clusters of everyone become tables; held-out controls give them their meaning."""
+"""Tables of the clusters of all people, and their calibration by held-out controls."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ from bids_app.errors import UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json
 from bids_app.workflows.detection import ScoredImage
 
-MOST = 2  # clusters that are kept of a patient
+MOST = 2  # clusters kept per patient
 CARD_OF = DetectorCard(
     "real",
     "7",
@@ -82,7 +82,7 @@ def scored(training_set, detector, image, root, clusters, *, control=False):
 
 
 class Run:
-    """A run of the group level, when its graphs are done: clusters of each image are on disk."""
+    """Group-level run whose graphs are done: the clusters of each image are on disk."""
 
     def __init__(self, folder):
         self.out, self.work = folder / "out", folder / "work"
@@ -100,7 +100,7 @@ class Run:
         run="",
         **told,
     ):
-        """Say what a detector saw: sums of scores, by rank; ``told`` of lesions and regions."""
+        """Add the clusters of an image: sums of scores by rank; ``told``: lesions and regions."""
         who = who_is(label, session, run)
         number = f"{len(self.seen)}.json"
         root = root_of(self.out, training_set, primary=training_set == "real")
@@ -116,7 +116,7 @@ class Run:
         return self.seen[-1]
 
     def carry(self, seen, *places):
-        """Say where clusters of an image lie on the T1w."""
+        """Add the positions of an image's clusters in T1w space."""
         path = self.work / "T1w" / seen.scored_image.clusters.name
         write_json(path, {"places": [asdict(one) for one in places]})
         place = self.seen.index(seen)
@@ -127,7 +127,7 @@ class Run:
         write_detections(self.out, self.seen, max_clusters=max_clusters, applied=applied)
 
     def expected(self, detector="ocsvm", training_set="real"):
-        """Label → what is expected in a control, of each cluster of each patient."""
+        """Return by label the number expected in a control for each cluster of each patient."""
         return {
             one.participant: [each.expected_in_control for each in one.clusters]
             for one in read_all_clusters(self.out)
@@ -141,11 +141,11 @@ def run(tmp_path):
 
 
 def again(run):
-    """The same dataset, seen by another run."""
+    """Return the same dataset for another run."""
     return Run(run.out.parent)
 
 
-# What was seen
+# Clusters
 
 
 def test_what_failed_was_not_seen(tmp_path):
@@ -235,11 +235,11 @@ def test_a_run_records_which_maps_it_has_made(run):
     assert patient == ScoredSubject("p1", "a", "hybrid", "zscore", False, map_of)
 
 
-# What controls say
+# Calibration by controls
 
 
 def test_what_is_expected_in_a_control_by_hand(run):
-    """Controls have 10 and 4, 6, and nothing: 3 people."""
+    """The sums of the 3 controls are 10 and 4; 6; and none."""
     run.add("c1", [10, 4], control=True)
     run.add("c2", [6], control=True)
     run.add("c3", [], control=True)
@@ -404,9 +404,9 @@ def test_a_detector_that_is_applied_is_calibrated_by_its_own_controls(run, tmp_p
 
 @pytest.mark.parametrize("name", ["real", "hybrid"])
 def test_a_detector_that_is_applied_has_curves_with_its_own_controls(run, tmp_path, name):
-    """The same patients give the same curves, whether their detector was trained or applied."""
+    """The same patients give the same curves whether their detector was trained or applied."""
     lesions = {"lesions": 1, "overlaps": [[0.0], [64.0], [0.0]]}
-    for label, scores in (("c1", [10, 8, 1]), ("c2", []), ("p2", [4])):  # p2 is another, there
+    for label, scores in (("c1", [10, 8, 1]), ("c2", []), ("p2", [4])):  # the p2 there is another
         run.add(label, scores, control=True, training_set=name, session="a")
         run.add(label, [*scores, 1], control=True, training_set=name, detector="zscore")
     there = Run(tmp_path / "there")
@@ -448,7 +448,7 @@ def test_each_patient_has_a_table_of_its_first_clusters(run):
     assert none.scored_image.paths["table"].is_file()
     assert (
         not run.seen[0].scored_image.paths["table"].exists()
-    )  # a control's are in control_clusters.tsv
+    )  # clusters of controls are in control_clusters.tsv
     assert len(read_control_clusters(run.out / "detectors" / "real")) == 3
 
 
@@ -534,7 +534,7 @@ def test_curves_are_written_where_lesions_are_known(run):
     run.add("c2", [], control=True)
     run.add("p1", [9, 8], lesions=1, overlaps=[[0.0], [64.0]])
     run.add("p2", [7], lesions=1, overlaps=[[0.0]])
-    run.add("p3", [7])  # nothing is known of lesions
+    run.add("p3", [7])  # lesions unknown
     run.write()
     assert curves(run) == dict.fromkeys(CURVES, True)
     points = {(one.unit, one.clusters): one for one in read_curve(run.out)}
@@ -582,7 +582,7 @@ def test_curves_are_removed_when_lesions_are_no_longer_known(run, lesions):
     later.write()  # nothing to remove
 
 
-# What is printed
+# Printed output
 
 
 def test_the_first_cluster_of_each_patient_is_told(run):

@@ -1,4 +1,4 @@
-"""Which patients have masks of lesions, and what is told of those who have none."""
+"""Selection of patients' lesion masks, and messages about those without."""
 
 import json
 from dataclasses import replace
@@ -78,7 +78,7 @@ def test_a_mask_that_cannot_be_used_is_told_and_is_not_none_at_all(tmp_path):
 
 
 def with_native_t1w(out, **told):
-    """A patient of whom the participant level has written a T1w, of which its sidecar tells."""
+    """Patient with a T1w written by the participant level, and its sidecar."""
     folder = out / "sub-p1/anat"
     folder.mkdir(parents=True)
     stem = f"{folder}/sub-p1_"
@@ -90,7 +90,7 @@ def with_native_t1w(out, **told):
 
 
 def test_a_mask_on_the_raw_t1w_is_refused_where_that_was_taken_in_mni_space(tmp_path):
-    """The transform that is there, the identity, would put it elsewhere without a word."""
+    """The existing transform, the identity, would silently map it to the wrong place."""
     who = with_native_t1w(tmp_path / "out", InMNISpace=True, TakenFrom="Clinica")
     path = draw(tmp_path / "masks", "sub-p1_space-T1w_label-L_mask.nii.gz")
     (problem,) = find(tmp_path / "masks", who).problems
@@ -163,7 +163,7 @@ def test_where_no_masks_are_named_nothing_is_told():
 
 
 def test_an_atlas_whose_header_disagrees_about_sides_is_told_of(tmp_path):
-    """Left and right of names of regions hang on it as those of lesions do."""
+    """Left and right in names of regions depend on it, as do the sides of lesions."""
     image = nib.Nifti1Image(np.ones(GRID.shape, np.uint8), GRID.affine)
     image.set_sform(GRID.affine, 1)
     image.set_qform(GRID.affine @ np.diag([-1, 1, 1, 1]), 1)
@@ -190,7 +190,7 @@ def test_an_atlas_of_another_template_is_told_of(tmp_path, space, notes):
 def test_a_run_that_stops_at_the_first_crash_takes_no_image_that_may_be_of_an_earlier_run(
     tmp_path, stop
 ):
-    """What was not stored, as its node did not run, has no digest; or, where it is, an old one."""
+    """Images whose node did not run are not stored, and have no digest, or an outdated one."""
     images = [
         replace(stored_image(f"0{n}", tmp_path / f"0{n}", ""), name=f"sub_0{n}") for n in range(3)
     ]

@@ -1,4 +1,4 @@
-"""The app from end to end, in --sloppy, on coarse brains."""
+"""The participant level end to end, with --sloppy, on coarse brains."""
 
 import hashlib
 import json
@@ -80,7 +80,7 @@ TRANSFORMS = (
 
 
 def digests(root, pattern="sub-*/**/*"):
-    """Digest files."""
+    """Return the digests of files."""
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.glob(pattern))
@@ -89,7 +89,7 @@ def digests(root, pattern="sub-*/**/*"):
 
 
 def command_of(process):
-    """Give the command line of a process, or nothing if it has ended."""
+    """Return the command line of a process, or nothing if it has ended."""
     try:
         return Path("/proc", process, "cmdline").read_bytes().decode()
     except OSError:
@@ -102,7 +102,7 @@ def arguments(raw, out, *options):
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """Two people: one has T1w and PET in different sessions, the other a T1w only."""
+    """Two people: one with T1w and PET in different sessions, the other with only a T1w."""
     rng = np.random.default_rng(1)
     root = write_dataset(tmp_path_factory.mktemp("app") / "raw")
     add_t1w(root, "01", rng, session="a")
@@ -170,7 +170,7 @@ def test_a_synthetic_pet_says_that_it_is_one(out):
 
 
 def test_the_synthetic_pet_is_carried_to_the_t1w_of_the_participant(out):
-    """On its grid, along the transform that lies beside it."""
+    """On the T1w's grid, by the transform next to it."""
     own = out / "sub-02"
     path = own / "pet/sub-02_trc-18FFDG_space-T1w_desc-synth_pet.nii.gz"
     image, t1w = nifti.load(path), nifti.load(own / "anat/sub-02_desc-preproc_T1w.nii.gz")
@@ -213,7 +213,7 @@ def test_the_difference_on_the_t1w_is_real_minus_scaled_synthetic_pet(out):
 
 
 def test_a_pet_tells_what_it_covers(out):
-    """In its sidecar, in the table and in a mask, of the brain on each grid."""
+    """In its sidecar, in the table, and as a mask, for the brain on each grid."""
     brains = {
         SPACE: f"sub-01_ses-a_{SPACE}_desc-brain_mask.nii.gz",
         "space-T1w": "sub-01_ses-a_desc-brain_mask.nii.gz",
@@ -240,7 +240,7 @@ def test_a_pet_tells_what_it_covers(out):
 def test_the_report_begins_with_the_warning(out):
     text = (out / "sub-01.html").read_text()
     assert "SYNTHETIC" in text[text.index("<body") :][:600]
-    assert "T1w of ses-a is used" in text  # the PET's session has none
+    assert "T1w of ses-a is used" in text  # the session of the PET has none
 
 
 @pytest.mark.skipif(find_validator() is None, reason="bids-validator-deno is not installed")
@@ -286,7 +286,7 @@ def test_stages_one_after_the_other_give_what_one_run_gives(raw, out, tmp_path):
 
 
 def add_generator(out, folder, seed):
-    """Write a small generator that was trained, so it says, on the two people of this cohort."""
+    """Write a small generator whose card says it was trained on the two people of this cohort."""
     spec = replace(MODELS["semi3d-gan-mse"], n_blocks=0, width=2)
     visits = []
     for path in sorted(out.glob(f"sub-*/**/*_{SPACE}_desc-preproc_T1w.nii.gz")):
@@ -355,8 +355,8 @@ def test_a_generator_that_was_trained_elsewhere_predicts(raw, out, tmp_path, cap
         (mask,) = path.parents[1].glob(f"anat/*_{SPACE}_desc-brain_mask.nii.gz")
         brain = nifti.load(mask).data > 0
         expected = np.where(brain, in_volume(network, nifti.load(t1w).data), 0)
-        half = has_bfloat16("cpu")  # first weights amplify its rounding
-        close = 0.05 if half else 1e-4  # as it is stored
+        half = has_bfloat16("cpu")  # initial weights amplify its rounding errors
+        close = 0.05 if half else 1e-4  # precision of the stored values
         np.testing.assert_allclose(nifti.load(path).data, expected, atol=close)
         assert correlation(nifti.load(path).data, expected, brain) > 0.999
         assert sidecar_of(path)["Precision"] == ("bfloat16" if half else "float32")
@@ -385,9 +385,9 @@ def test_what_is_beyond_the_paper_is_done_when_asked_for(raw, out, tmp_path, cap
 
 
 def kill_at(moment, command, folder):
-    """SIGKILL for a run's main process alone, soon after it has told of a step; was it in time?
+    """Send SIGKILL to a run's main process only, soon after a step; return whether it was in time.
 
-    Its workers must not outlive it. Python's resource tracker may, to clear away what they had; it
+    Its workers must not outlive it. Python's resource tracker may, to clean up after them; it
     writes nothing.
     """
     mark = f"MRI2PET_TEST={folder}"
@@ -401,7 +401,7 @@ def kill_at(moment, command, folder):
     killed = process.wait() == -signal.SIGKILL
     time.sleep(1)
     assert not [one for one in running_with(mark) if "resource_tracker" not in command_of(one)]
-    end = time.monotonic() + 20  # Python does not start to clear away at once on a busy machine
+    end = time.monotonic() + 20  # Python's cleanup may start late on a busy machine
     while running_with(mark) and time.monotonic() < end:
         time.sleep(0.1)
     assert not running_with(mark)
@@ -409,7 +409,7 @@ def kill_at(moment, command, folder):
 
 
 def test_a_killed_run_goes_on_to_the_same_files(raw, out, tmp_path):
-    """Again and again: early, while both images are registered, and while a PET is predicted."""
+    """Repeatedly: early, during both registrations, and during the prediction of a PET."""
     there = tmp_path / "out"
     options = ("--omp-nthreads", "1", "--skip-bids-validation", "--participant-label", "01")
     begun = arguments(raw, there, *options, "--nprocs", "2")
@@ -418,7 +418,7 @@ def test_a_killed_run_goes_on_to_the_same_files(raw, out, tmp_path):
     for moment in ("bias field started", "T1w to template done", "synthetic PET started"):
         killed.append(kill_at(moment, command, tmp_path))
         assert not [path for path in there.glob("sub-*/**/*") if path.name.startswith(".")]
-    assert killed[0]  # a busy machine may do the rest before the signal comes
+    assert killed[0]  # on a busy machine, the run may end before the signal comes
     assert main(arguments(raw, there, *options)) == 0
     assert digests(there) == digests(out, "sub-01/**/*")
 

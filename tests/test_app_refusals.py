@@ -1,4 +1,4 @@
-"""A dry run refuses what the run would, in the same words; folders that a run must not write to."""
+"""Refusals: a dry run gives the same messages as the run; folders a run must not write to."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ SLOPPY = ("--sloppy", "--nprocs", "1", "--omp-nthreads", "1")
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A dataset, what two levels left of others, and files that settings may name."""
+    """Dataset, results of two levels for other people, and files that settings may refer to."""
     folder = tmp_path_factory.mktemp("refusals")
     rng = np.random.default_rng(3)
     raw = write_dataset(folder / "raw")
@@ -60,7 +60,7 @@ def contents(folder):
 
 
 def told(study, level, options, capsys, out="out", *more):
-    """Run, and give exit code and the errors that were told."""
+    """Run the app; return the exit code and the error messages."""
     given = [option.format(study=study) for option in options]
     code = main([str(study / "raw"), str(study / out), level, *given, *more])
     lines = capsys.readouterr().err.splitlines()
@@ -254,7 +254,7 @@ def test_a_dry_run_ends_as_a_run_where_some_cannot_be_used(  # noqa: PLR0917
     (path,) = there.glob(spoilt)
     path.write_bytes(b"no image")
     options = ("--skip-bids-validation",) if level == "participant" else ("--folds", "3")
-    options += ("--models", "tissue") if level == "train" else ()  # a network wants four controls
+    options += ("--models", "tissue") if level == "train" else ()  # a network needs four controls
     command = [str(there / "raw"), str(there / "out"), level, *SLOPPY, *options]
     assert main([*command, "--dry-run"]) == 1
     told = capsys.readouterr()
@@ -277,7 +277,7 @@ def test_who_is_lost_is_told_where_too_few_are_left(study, tmp_path, capsys, mor
 
 @pytest.mark.slow
 def test_names_are_not_cut_in_a_narrow_terminal(study):
-    """In a terminal of 30 columns, and in a pipe."""
+    """Neither in a terminal of 30 columns nor in a pipe."""
     command = f"{sys.executable} -m bids_app.cli {study}/raw {study}/new participant --sloppy"
     command += " --dry-run --skip-bids-validation"
     name = "sub-01/anat/sub-01_T1w.nii.gz"
@@ -333,7 +333,7 @@ def test_folders_that_a_run_must_not_write_to(study, capsys, out, work, said):
 
 
 def test_a_folder_whose_name_is_no_text_is_refused(study):
-    """In a process of its own: pytest cannot read what is said."""
+    """Runs in a separate process, because pytest cannot read the output."""
     command = [
         sys.executable,
         "-m",
@@ -372,7 +372,7 @@ def test_names_of_files_that_are_no_text_can_be_kept(tmp_path):
     assert read_json(tmp_path / "run.json") == {"name": "out\udce9"}
 
 
-# One participant's fault is its own
+# A problem of one participant does not affect the others
 
 
 def test_a_plan_that_fails_does_not_stop_the_others(study, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Participants one after the other, and each one's report as soon as it can be written."""
+"""Execution of participants in order, with each report written as soon as possible."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from bids_app.settings import Settings
 
 
 def plan(subject, session, *kinds):
-    """A visit whose graph has nodes of these kinds, one after the other."""
+    """Return the plan of a visit whose graph has nodes of these kinds, one after the other."""
     return SimpleNamespace(
         name=f"sub_{subject}_ses_{session}_wf",
         label=f"sub-{subject} ses-{session}",

@@ -1,4 +1,4 @@
-"""Who gets how many CPUs: steps of this machine share its own, jobs of a queue do not."""
+"""Allocation of CPUs: steps on this machine share its CPUs, jobs of a queue do not."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from bids_app.resources import Limits
 
 @pytest.fixture
 def threads(tmp_path, monkeypatch):
-    """Threads of a step of a run that may use 2 CPUs of a machine of 64."""
+    """Return the threads of a step of a run with 2 CPUs on a machine with 64."""
     monkeypatch.setattr(preparation, "find_limits", lambda _environment: Limits(2, 8.0))
     monkeypatch.setattr(preparation, "limit_threads", lambda _environment, _threads: None)
     monkeypatch.setattr("os.cpu_count", lambda: 64)

@@ -1,4 +1,4 @@
-"""Files that the command line names, before anything is computed."""
+"""Checks, before any computation, of files that are named in the command line."""
 
 import pytest
 

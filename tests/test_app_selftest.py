@@ -1,4 +1,4 @@
-"""``--self-test`` tells what works and what does not."""
+"""``--self-test`` reports what works and what does not."""
 
 import re
 import shutil
@@ -34,7 +34,7 @@ def crash():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Tensors of the right names and shapes, which nobody has published."""
+    """Return tensors with the right names and shapes, but not the published values."""
     torch.manual_seed(5)
     tensors = {name: torch.rand_like(value) for name, value in Lpips("").state_dict().items()}
     path = tmp_path_factory.mktemp("weights") / "lpips.safetensors"
@@ -81,7 +81,7 @@ def test_a_check_that_a_busy_machine_does_not_get_done_says_so(shadow, monkeypat
 
 @pytest.fixture
 def shadow(tmp_path, monkeypatch):
-    """Put a module of this text in front of one that is installed."""
+    """Create a module with this text that shadows an installed one."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return lambda name, text: (tmp_path / f"{name}.py").write_text(text)
 
@@ -125,7 +125,7 @@ def test_modules_that_lie_where_the_caller_is_are_not_taken(tmp_path, monkeypatc
 
 
 def test_a_package_that_takes_python_with_it_is_named(shadow, monkeypatch):
-    """As one that was built for a newer CPU does."""
+    """For example one that was built for a newer CPU."""
     shadow("deadly", "import os; os.kill(os.getpid(), 4)")
     monkeypatch.setattr(selftest, "requires", lambda _: ["psutil", "deadly>=1", "rich"])
     with pytest.raises(UnusableDataError, match=r"imported: deadly \(crashes Python\); install"):
@@ -194,11 +194,11 @@ def test_a_command_that_fails_is_told_with_its_last_words(monkeypatch):
 
 @pytest.fixture
 def written(monkeypatch, rng):
-    """Write what a run leaves of somebody, in its place; the likeness of the PETs is given."""
+    """Write the results of a run for a person; the similarity of the PETs is given."""
 
     def write(likeness):
         real, other = (one - one.mean() for one in rng.random((2, 12, 13, 14)))
-        other -= real * (real * other).sum() / (real**2).sum()  # not like the real one at all
+        other -= real * (real * other).sum() / (real**2).sum()  # uncorrelated with the real one
         made = likeness * real / real.std() + np.sqrt(1 - likeness**2) * other / other.std()
 
         def run(module, _bids, out, *_):

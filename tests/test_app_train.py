@@ -1,4 +1,4 @@
-"""The train level from end to end, in --sloppy, on controls that were made and not registered."""
+"""The train level end to end, with --sloppy, on simulated controls without registration."""
 
 import math
 import os
@@ -33,7 +33,7 @@ CONDITIONED = f"{SEMI3D}-tissue"
 CONTROLS = ("01", "02", "03", "04")
 MADE = ("generators", "crossvalidation", ".work", "logs", "table1*", "train.html")
 UNMEASURED = ("lpips", "lpips_brain")
-ALONE = ("--nprocs", "1")  # each process loads torch, which takes longer than to train here
+ALONE = ("--nprocs", "1")  # each process imports torch, which takes longer than training here
 
 
 def arguments(out, *options, models=(SEMI3D,)):
@@ -52,7 +52,7 @@ def arguments(out, *options, models=(SEMI3D,)):
 
 
 def trained(out):
-    """When each fit of the semi-3D row was computed."""
+    """Return when each fit of the semi-3D row was computed."""
     graph = out / ".work" / "mri2pet_train" / "semi3d_cyclegan_mse_wf"
     fits = graph.glob("train_*/kept.safetensors")
     return {path.parent.name: path.stat().st_mtime_ns for path in fits}
@@ -67,9 +67,9 @@ def _without_lpips():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Train one row, then three, then one conditioned, into one dataset.
+    """Train one row, then three, then a conditioned one, into one dataset.
 
-    Tell when fits were computed, and the table, after each of the first two runs.
+    Return the times of the fits and the table after each of the first two runs.
     """
     out = tmp_path_factory.mktemp("train") / "out"
     rng = np.random.default_rng(4)
@@ -93,12 +93,12 @@ def out(runs):
 
 
 def copy_of(out, folder, *patterns):
-    """Copy a dataset, but for what matches; the raw one is where it was."""
+    """Copy a dataset except for files that match; the raw dataset stays where it was."""
     (folder / "raw").symlink_to(out.parent / "raw")
     return shutil.copytree(out, folder / "out", ignore=shutil.ignore_patterns(*patterns))
 
 
-# What a run leaves
+# Files that a run leaves
 
 
 def test_rows_that_were_trained_one_after_the_other_stand_in_one_table(runs):
@@ -185,7 +185,7 @@ def test_the_tissue_model_of_a_fold_has_not_seen_those_it_leaves_out(out):
 def test_generators_can_be_used(out, model):
     choice = choose_generator(model, out, GRID, TEMPLATE, sloppy=True)
     generator, card = load_generator(choice.folder, "cpu")
-    assert card.participants == CONTROLS  # bare labels: what the participant level looks up
+    assert card.participants == CONTROLS  # without prefix, as the participant level looks them up
     assert card.spec.width == 2
     assert generator.training is False
     assert math.isfinite(card.metrics["ssim_brain"])
@@ -253,7 +253,7 @@ def test_a_run_goes_on_from_a_generator_of_another_dataset(out, tmp_path, capsys
     before = tmp_path / "before"
     shutil.copytree(out / "generators" / CONDITIONED, before)
     told = ("--init", str(before), "--condition", "tissue", *ALONE)
-    assert main(arguments(there, *told, "--dry-run")) == 65  # its card says that it is this one
+    assert main(arguments(there, *told, "--dry-run")) == 65  # its card names this dataset
     said = " ".join(capsys.readouterr().err.split())
     assert "was trained on sub-01, sub-02, sub-03, sub-04, whose scores would" in said
     card = read_json(before / "card.json")
@@ -268,11 +268,11 @@ def test_a_run_goes_on_from_a_generator_of_another_dataset(out, tmp_path, capsys
     assert f"Training started from {CONDITIONED}, which had not been trained on any of" in page
 
 
-# Bad luck
+# Failures and interruptions
 
 
 def results(out):
-    """All that a row's training leaves, but for how long it took."""
+    """Return all results of a row's training except for durations."""
     folder = out / "generators" / SEMI3D
     weights = {
         path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.safetensors")
@@ -284,7 +284,7 @@ def results(out):
 
 
 def test_a_killed_run_goes_on_to_the_same_results(out, tmp_path):
-    """SIGKILL for the main process, when a fold has its first checkpoint."""
+    """SIGKILL of the main process once a fold has its first checkpoint."""
     there = copy_of(out, tmp_path, *MADE)
     command = [sys.executable, "-m", "bids_app.cli", *arguments(there, *ALONE)]
     mark = f"MRI2PET_TEST={tmp_path}"
@@ -326,7 +326,7 @@ def test_controls_that_are_all_unusable_end_the_run(out, tmp_path, capsys):
     assert main(arguments(there, *ALONE)) == 65
     said = " ".join(capsys.readouterr().err.split())
     for label in CONTROLS:
-        # the grid is taken from the T1w that are there, so that it is the PET that lies on another
+        # the grid is that of the existing T1w, so it is the PET that is on another grid
         pet = f"sub-{label}_trc-18FFDG_space-{TEMPLATE}_res-4_desc-preproc_pet.nii.gz"
         assert f"{pet}: its grid is not that of" in said
     assert "0 subject(s)" not in said
@@ -363,7 +363,7 @@ def test_two_labels_with_the_same_images(out, tmp_path, capsys):
     ],
 )
 def test_few_controls(names, number, folds, sentence):
-    people = [f"{n}" for n in range(number)] * 2  # a visit each
+    people = [f"{n}" for n in range(number)] * 2  # one visit each
     if not sentence:
         training.refuse_few(names, people, folds)
         return
@@ -372,7 +372,7 @@ def test_few_controls(names, number, folds, sentence):
     assert sentence in f"{refusal.value}"
 
 
-# What needs no training
+# Runs in which nothing needs to be trained
 
 
 def files(out):

@@ -1,4 +1,4 @@
-"""How every program ends: one sentence, and the exit code of BEP027."""
+"""Ways in which every program ends: a one-sentence message, and the exit code of BEP027."""
 
 import pytest
 

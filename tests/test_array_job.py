@@ -1,4 +1,4 @@
-"""The array job of containers/slurm-array.sh. Apptainer is played here by a shell script."""
+"""The array job of containers/slurm-array.sh, with a shell script in place of Apptainer."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def bids(tmp_path):
 
 @pytest.fixture
 def task(tmp_path, bids):
-    """Run a task, in a folder of its own; give the words that Apptainer was given."""
+    """Run a task in its own folder; return the arguments passed to Apptainer."""
     place = tmp_path / "bin"
     place.mkdir()
     (place / "apptainer").write_text(APPTAINER)
@@ -47,7 +47,7 @@ def task(tmp_path, bids):
 
 
 def of_mri2pet(words):
-    """What mri2pet understands of what stands behind the container's name."""
+    """Parse the arguments after the name of the container as mri2pet does."""
     return parse(words[words.index("/bids") :])
 
 
@@ -75,7 +75,7 @@ def test_a_task_runs_its_participant_shut_off_from_the_rest(task, bids, tmp_path
         ({"SLURM_MEM_PER_NODE": "8192"}, 7.2),
         ({"SLURM_MEM_PER_CPU": "2048", "SLURM_CPUS_PER_TASK": "4"}, 7.2),
         ({"SLURM_MEM_PER_CPU": "2048"}, 1.8),
-        ({"SLURM_MEM_PER_NODE": "0"}, None),  # all of the node
+        ({"SLURM_MEM_PER_NODE": "0"}, None),  # all memory of the node
         ({}, None),
     ],
 )
@@ -91,7 +91,7 @@ def test_options_of_the_caller_count(task):
 
 
 def test_a_task_that_is_submitted_again_has_the_same_work_folder(task, tmp_path):
-    """It is OUTPUT_DIR/.work, mri2pet's own default, or WORK; neither is removed."""
+    """It is mri2pet's default, OUTPUT_DIR/.work, or WORK; neither is removed."""
     assert of_mri2pet(task(1, SLURM_JOB_ID="7")).work_dir is None
     folder = tmp_path / "a disk" / "work"
     for job in "78":

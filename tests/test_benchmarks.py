@@ -1,4 +1,4 @@
-"""Benchmarks are run by hand: what they use of the app has to be there all the same."""
+"""Check that what the benchmarks, which are run by hand, use of the app exists."""
 
 import ast
 import inspect
@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 def imported(tree):
-    """Give what a benchmark imports of the app on top, by the name it has there."""
+    """Return the objects of the app that a benchmark imports at the top, by their names there."""
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bids_app"):
@@ -39,7 +39,7 @@ def test_what_a_benchmark_uses_of_the_app_is_there(path):
 
 
 def refuse_other_arguments(path, call, known):
-    """Fail where a function of the app is called as it cannot be."""
+    """Fail if a function of the app is called with arguments that it does not accept."""
     function = call.func
     if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
         called = getattr(known.get(function.value.id), function.attr, None)

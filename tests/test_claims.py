@@ -1,4 +1,4 @@
-"""Two runs never work on the same at once, and share a folder for all else."""
+"""Claims: two runs never work on the same visit at once, but may share a folder otherwise."""
 
 import errno
 import fcntl
@@ -40,7 +40,7 @@ def claim(folder, *names):
 
 @pytest.fixture
 def first(tmp_path):
-    """A run that claims two visits in the folder until it is killed."""
+    """A run that holds claims on two visits of the folder until it is killed."""
     command = [sys.executable, "-c", HOLD, tmp_path, "sub-01", "sub-02 ses-a"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout.readline() == "held\n"
@@ -80,7 +80,7 @@ def test_claims_of_a_killed_run_are_void(first, tmp_path, number):
     first.wait()
     with claim(tmp_path, "sub-01") as held:
         assert held
-        assert len(list((tmp_path / FOLDER).iterdir())) == 1  # the old one is gone
+        assert len(list((tmp_path / FOLDER).iterdir())) == 1  # the old claim is gone
     assert not (tmp_path / FOLDER).exists()
 
 
@@ -120,7 +120,7 @@ def test_a_disk_without_locks_is_told_of(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("shared", ["output_dir", "work_dir"])
 def test_neither_the_output_nor_the_work_folder_is_shared_for_the_same_visit(tmp_path, shared):
-    """Two outputs with one work folder destroy each other's nodes as well."""
+    """Two outputs with one work folder would also destroy each other's nodes."""
     run_record = RunRecord(date="d", command="c", versions={})
 
     def run(number, *visits):

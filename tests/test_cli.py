@@ -31,7 +31,7 @@ def parse(*options):
 
 
 def exit_code(*argv):
-    """Exit code of a command line that is refused, or answered, before anything is run."""
+    """Return the exit code of a command line that ends before any computation."""
     with pytest.raises((SystemExit, UsageError)) as stop:
         cli.parse(argv)
     return stop.value.code if stop.type is SystemExit else stop.value.exit_code
@@ -43,7 +43,7 @@ def config(tmp_path, text):
 
 
 def options():
-    """All options of the parser, by the name under which they are stored."""
+    """Return all options of the parser by their destination names."""
     return {
         action.dest: action.option_strings
         for action in cli.build_parser()._actions
@@ -150,7 +150,7 @@ def test_a_sloppy_run_is_coarse_unless_told_otherwise(sloppy, resolution, expect
     assert parse(*typed).grid_resolution == expected
 
 
-# Files of settings
+# Settings files
 
 
 def test_a_file_of_settings_lies_between_flags_and_defaults(tmp_path):
@@ -204,7 +204,7 @@ def test_a_file_of_settings_obeys_the_rules_of_flags(tmp_path, text):
     assert exit_code(*WHERE, *config(tmp_path, text)) == 64
 
 
-# What cannot be understood
+# Invalid command lines
 
 
 def test_an_unknown_level_is_17(capsys):
@@ -282,7 +282,7 @@ def test_a_wrong_line_of_a_file_of_settings_is_named(tmp_path, capsys):
 
 
 def test_the_record_of_a_run_gives_its_settings_back(tmp_path):
-    """All that options can say, but places; the command line still overrides it."""
+    """All options except paths; the command line still overrides it."""
     changed = {
         "participant_label": ("01", "02"),
         "validate": False,
@@ -441,7 +441,7 @@ def in_fresh_process(code):
 
 
 def test_help_is_quick():
-    """In seconds of CPU: other work on the machine does not count."""
+    """Measured in CPU seconds, so that other load on the machine does not count."""
     told = in_fresh_process(
         "import atexit, time; atexit.register(lambda: print(time.process_time()))\n"
         "from bids_app.cli import main; main(['--help'])"
@@ -459,7 +459,7 @@ def test_parsing_loads_nothing_heavy():
 
 
 def test_the_process_that_builds_graphs_loads_neither_torch_nor_ants_nor_numba():
-    """They compute in processes of their own: CONTRIBUTING.md, "Processes"."""
+    """They compute in separate processes: CONTRIBUTING.md, "Processes"."""
     rooms = (
         *("app.participant", "app.train", "app.group", "plan.train", "report.train"),
         *("workflows.participant", "workflows.training", "workflows.group", "workflows.execution"),

@@ -1,4 +1,4 @@
-"""What a run tells line by line."""
+"""Lines that a run prints."""
 
 from types import SimpleNamespace
 

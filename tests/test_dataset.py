@@ -38,7 +38,10 @@ validator = pytest.mark.skipif(find_validator() is None, reason="bids-validator-
 
 @pytest.fixture
 def raw(tmp_path):
-    """Build a dataset of empty images: ``raw({"01/a": ["T1w", FDG]}, {path: content})``."""
+    """Return a function that creates a dataset of empty images.
+
+    Example: ``raw({"01/a": ["T1w", FDG]}, {path: content})``.
+    """
 
     def build(images: dict[str, list[str]], texts: dict[str, object] | None = None) -> Path:
         root = tmp_path / "raw"
@@ -74,7 +77,7 @@ def reasons(selection: Selection) -> dict[str, tuple[str, int | None]]:
     }
 
 
-# Who is in it
+# Selection of participants
 
 
 def test_without_sessions(raw):
@@ -285,7 +288,7 @@ def test_another_tracer_can_be_named(raw):
 def test_the_sidecar_tells_the_tracer_where_the_name_does_not(raw, tracer, flag, used, code):
     root = raw({"01": ["T1w", "pet"]}, {"sub-01/pet/sub-01_pet.json": {"TracerName": tracer}})
     selection = select(root, tracer_label=flag)
-    assert len(selection.visits) == 1  # the T1w goes on
+    assert len(selection.visits) == 1  # the T1w is processed
     assert bool(selection.visits[0].pets) is used
     assert [u.exit_code for u in selection.unused] == ([] if used else [code])
 
@@ -300,7 +303,7 @@ def test_the_nearest_sidecar_wins(raw):
             "pet.json": {"TracerName": "PiB", "Units": "kBq/mL", "FrameTimesStart": [0]},
             "sub-01/sub-01_pet.json": {"TracerName": "FDG"},
             "sub-01/ses-a/pet/sub-01_ses-a_run-2_pet.json": {"FrameTimesStart": [7]},
-            "sub-02/pet/sub-02_pet.json": "{broken",  # another participant's
+            "sub-02/pet/sub-02_pet.json": "{broken",  # of another participant
         },
     )
     metadata = dict(select(root).visits[0].pets[0].metadata)
@@ -362,11 +365,11 @@ def test_dates_decide_if_all_are_known(raw):
     selection = select(raw(images, {sessions: table.format("2020-06-09T00:00:00Z")}))
     assert [len(v.pets) for v in selection.visits] == [0, 1]
     selection = select(raw(images, {sessions: table.format("n/a")}))
-    assert [len(v.pets) for v in selection.visits] == [1, 0]  # by rank, a tie: the earlier
+    assert [len(v.pets) for v in selection.visits] == [1, 0]  # a tie in rank: the earlier one
 
 
 def test_times_of_other_zones_are_one_clock(raw):
-    """From 23:00 in New York to 20:00 in Tokyo of the next day there are 7 hours, not 21."""
+    """From 23:00 in New York to 20:00 in Tokyo on the next day, 7 hours pass, not 21."""
     images = {"01/1": ["T1w"], "01/2": [FDG], "01/3": ["T1w"]}
     table = (
         "session_id\tacq_time\nses-1\t2020-01-01T11:00:00-05:00\n"
@@ -459,7 +462,7 @@ def test_filters_that_cannot_be_understood(filters):
         check_filters(filters)
 
 
-# Datasets that are none
+# Folders that are not datasets
 
 
 def test_folders_that_are_no_dataset(tmp_path, raw):
@@ -586,7 +589,7 @@ def test_a_real_dataset_passes():
     assert read_participants(DS002748)[0]["52"]["group"] == "control"
 
 
-# Where the output may go
+# Location of the output folder
 
 
 @pytest.mark.parametrize("inside", [".", "out", "sub-01/out", "derivatives"])

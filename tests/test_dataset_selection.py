@@ -1,4 +1,4 @@
-"""The right files of a dataset: which image of several, which tracer, which session, which row."""
+"""Selection of files: one image of several, tracers, sessions, and rows of tables."""
 
 import os
 import re
@@ -35,7 +35,10 @@ IN_ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixt
 
 @pytest.fixture
 def raw(tmp_path):
-    """Build a dataset of empty images: ``raw({"01/a": ["T1w", FDG]}, {path: content})``."""
+    """Return a function that creates a dataset of empty images.
+
+    Example: ``raw({"01/a": ["T1w", FDG]}, {path: content})``.
+    """
 
     def build(images: dict[str, list[str]], texts: dict[str, str] | None = None) -> Path:
         root = tmp_path / "raw"
@@ -56,7 +59,7 @@ def raw(tmp_path):
 
 
 def used(selection: Selection) -> dict[str, list[str]]:
-    """Give names without endings and ``sub-01_`` of the images of each visit, T1w first."""
+    """Return the image names of each visit, T1w first, without extension and ``sub-01_``."""
     return {
         f"{v.subject}/{v.session}": [
             scan.path.name.partition(".")[0].partition("_")[2] for scan in (v.t1w, *v.pets)
@@ -74,9 +77,9 @@ def scan(name: str, session: str | None = None, **metadata: object) -> Scan:
     return Scan(path, "01", session, parse_name(path.name), tuple(metadata.items()))
 
 
-# Which of several
+# One image of several
 
-BETTER = {  # of each pair, the first is the better one, whatever runs and other labels say
+BETTER = {  # the first of each pair is preferred, whatever its run and other labels
     "T1w": [
         ("", "ce-gad"),
         ("part-mag", "ce-gad"),
@@ -360,7 +363,7 @@ lines = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=4).map("".join
 @example(["sub-0?/", "!/sub-02/**/"])
 @example(["*", "!sub-02", "!sub-02/**"])
 def test_bidsignore_is_read_as_git_does(tmp_path, patterns):
-    # git takes a ** after a literal beginning for one that crosses slashes, against its manual
+    # unlike its manual, git lets a ** after a literal beginning cross slashes
     assume(not any(re.search(r"[^/]\*\*|\*\*[^/]|/{2}|\*\*/$", one) for one in patterns))
     for place in PATHS:
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
@@ -518,7 +521,7 @@ def test_a_contradiction_costs_one_pet_only(raw):
         ("31012020", ["01022020", "01012020"], "01022020", "dates"),
         ("m48", ["baseline", "m60"], "m60", "numbers"),
         ("12mo", ["0mo", "18mo"], "18mo", "numbers"),
-        ("200602", ["200512", "200701"], "200512", "order"),  # dates of two spellings; a tie
+        ("200602", ["200512", "200701"], "200512", "order"),  # dates in two formats; a tie
         ("b", ["a", "c", "d"], "a", "order"),
         (None, ["2", "1"], "1", "order"),
     ],
@@ -577,7 +580,7 @@ def test_a_table_of_sessions_that_is_no_file_is_as_if_it_were_not_there(raw):
     assert "6 apart by the numbers in their labels" in visit.notes[0]
 
 
-# There is a file, but
+# There is a file, but it cannot be used
 
 
 @pytest.mark.parametrize(
@@ -626,7 +629,7 @@ def make_pipe(path: Path) -> None:
 
 def make_socket(path: Path) -> None:
     here = Path.cwd()
-    os.chdir(path.parent)  # names of sockets are short
+    os.chdir(path.parent)  # names of sockets must be short
     try:
         socket.socket(socket.AF_UNIX).bind(path.name)
     finally:
@@ -718,7 +721,7 @@ def test_loops_of_links_are_told(raw):
     assert "broken link" in said[1]
 
 
-# The table of participants
+# The participants table
 
 
 def table_of(root: Path, text: str | bytes, present: tuple[str, ...] = ()):
@@ -849,7 +852,7 @@ def test_any_bytes_are_a_table_or_a_sentence(tmp_path, content):
         people, remarks = {}, (str(error),)
     assert all(str(tmp_path) in remark for remark in remarks)
     columns = list(dict.fromkeys(name for row in people.values() for name in row))
-    write_tsv(tmp_path / "out.tsv", columns or ["x"], list(people.values()))  # it can be stored
+    write_tsv(tmp_path / "out.tsv", columns or ["x"], list(people.values()))  # it can be written
 
 
 words = st.text("abc 1.é", min_size=1, max_size=5).map(lambda t: " ".join(t.split()) or "x")

@@ -70,7 +70,7 @@ def spell(entities, subject="01", session=None, suffix="pet", extension=".nii.gz
     )
 
 
-# Names
+# File names
 
 
 @given(labels, st.none() | labels, entities)
@@ -275,7 +275,7 @@ def test_the_dataset_is_valid_bids(tmp_path, raw, place):
     build(out, raw)
     for name in ("logs/run.toml", "figures/sub-01_t1w.svg", ".work/a/b.nii.gz", "train.html"):
         write_text(out / name, "x")
-    (out / ".partial.json").write_text("{")  # as a killed run may leave it
+    (out / ".partial.json").write_text("{")  # as a killed run may leave it behind
     finish_dataset(out, bids_dir=raw, participants={"01": {"group": "x"}}, remarks=["told"])
     outcome = subprocess.run(
         [VALIDATOR, "--format", "json_pp", str(out)], capture_output=True, text=True, check=False
@@ -340,7 +340,7 @@ def test_tables_list_all_that_lies_there(tmp_path, raw):
     ]
     assert read_json(out / "participants.json") == {"group": {"Description": "g"}}
     rows = read_tsv(out / "desc-registration_metrics.tsv")
-    assert len(rows) == 6  # three T1w, three PET; no synthetic one
+    assert len(rows) == 6  # three T1w, three PET; no synthetic PET
     assert {row["dice_brain_mask"] for row in rows if "_T1w" in row["file"]} == {"0.97"}
     assert {row["dice_brain_mask"] for row in rows if "_pet" in row["file"]} == {"n/a"}
     assert {row["similarity_after"] for row in rows} == {"1.23457"}
@@ -365,7 +365,7 @@ def test_a_later_run_keeps_what_an_earlier_one_knew(tmp_path, raw):
 
 
 def write_table(raw: Path, people: dict[str, dict[str, str]], **json_of: object) -> None:
-    """Write a raw table, and a folder for each of its participants."""
+    """Write a raw participants table, and a folder for each participant."""
     columns = list(dict.fromkeys(name for row in people.values() for name in row))
     for label in people:
         (raw / f"sub-{label}").mkdir(parents=True, exist_ok=True)
@@ -382,7 +382,7 @@ def finish(out: Path, raw: Path, people: dict[str, dict[str, str]], **json_of: o
 
 @pytest.fixture
 def three(tmp_path):
-    """An output of two participants of one dataset, and of one of another."""
+    """Output with two participants of one dataset and one of another."""
     out, first, second = (tmp_path / name for name in ("out", "first", "second"))
     for label in ("01", "02", "03"):
         (out / f"sub-{label}").mkdir(parents=True)
@@ -448,7 +448,7 @@ def test_without_a_raw_table_what_is_known_stays(tmp_path):
     (stale,) = finish_dataset(out, bids_dir=raw, participants={})
     assert "participants.tsv: no such file; what an earlier run found on sub-01 is kept" in stale
     assert read_tsv(out / "participants.tsv")[0]["group"] == "control"
-    (raw / "participants.tsv").write_text("damaged")  # it decides, though nobody can read it
+    (raw / "participants.tsv").write_text("damaged")  # it is decisive even if unreadable
     assert finish_dataset(out, bids_dir=raw, participants={}) == []
     assert read_tsv(out / "participants.tsv") == [{"participant_id": "sub-01"}]
 
@@ -567,7 +567,7 @@ def test_the_container(environment, kind):
     assert dict(find_container(environment)).get("Type") == kind
 
 
-# What is done already
+# Results that exist already
 
 
 parameters = st.dictionaries(st.text(max_size=5), st.integers() | st.floats(0, 1) | st.booleans())
@@ -600,7 +600,7 @@ def test_fingerprints_follow_sources_and_generator(tmp_path, raw):
 
 
 def test_a_change_inside_a_file_of_many_pieces_changes_the_fingerprint(tmp_path):
-    """bgzip and pigz -i write a checksum a piece: size, beginning and end may stay as they were."""
+    """bgzip and pigz -i write a checksum per block: size, beginning and end may be unchanged."""
     image = tmp_path / "sub-01_T1w.nii.gz"
     voxels = np.random.default_rng(0).integers(0, 255, 400_000, dtype=np.uint8)
 

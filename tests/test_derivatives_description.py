@@ -1,4 +1,4 @@
-"""What a run says of the versions that computed it."""
+"""Versions of software that a run reports to have used."""
 
 import json
 from importlib.metadata import version
@@ -8,7 +8,7 @@ from bids_app.report import methods
 
 
 class Asked(dict):
-    """Versions that remember which of them were asked for."""
+    """Mapping of versions that remembers which of them were looked up."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ def test_all_that_methods_paragraphs_cite_has_its_version_told():
 def test_versions_are_those_that_are_installed():
     told = find_versions()
     assert told["numba"] == version("numba")
-    assert told["safetensors"] == version("safetensors")  # reads what weights are kept in
+    assert told["safetensors"] == version("safetensors")  # reads the format of the weights
     assert "not installed" not in told.values()
 
 

@@ -1,4 +1,4 @@
-"""What other versions of the app have made: told of, or refused."""
+"""Outputs of other versions of the app: reported, or refused."""
 
 import pytest
 from hypothesis import given

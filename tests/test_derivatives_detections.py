@@ -72,7 +72,7 @@ CONTROLS = [
 
 
 def write_all(folder):
-    """Every table there is; name → path."""
+    """Write every table; return paths by name."""
     write_clusters_table(folder / "sub-01_clusters.tsv", [FIRST, SECOND], 3)
     write_clusters_in_t1w(folder / "sub-01_space-T1w_clusters.tsv", [FIRST, SECOND], [PLACE], 3)
     write_all_clusters(folder, PATIENTS, {("real", "ocsvm"): 3, ("real", "zscore"): 1})
@@ -141,7 +141,7 @@ def test_columns_are_those_of_the_contract_and_all_are_explained(tmp_path):
 )
 def test_columns_are_the_fields_of_a_line(table, kind):
     named = [field.name for field in fields(kind)]
-    if kind is Cluster:  # its place comes first; the table has the peak's score beside the peak
+    if kind is Cluster:  # its centre comes first; the table has the peak's score next to the peak
         named.insert(named.index("volume"), named.pop(named.index("peak_score")))
     assert list(detections.describe(table)) == named
 
@@ -249,7 +249,7 @@ def test_tables_that_are_absent_are_empty(tmp_path):
 
 
 def test_what_evaluation_gives_can_be_written_and_read(tmp_path):
-    """Numbers in a table have six digits."""
+    """Numbers in tables have six digits."""
     hit, miss = Mark(1, 8.0, frozenset({1})), Mark(1, 5.0)
     patients = [
         Finding(row, "ocsvm", f"{n}", None, 1, (hit if n % 3 else miss,))

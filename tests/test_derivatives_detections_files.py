@@ -1,4 +1,4 @@
-"""Names of anomaly maps and clusters, and their sidecars: those of the contract."""
+"""File names and sidecars of anomaly maps and clusters, as specified in the contract."""
 
 import shutil
 import subprocess
@@ -104,7 +104,7 @@ def test_images_beside_a_visit_are_those_that_the_participant_level_wrote(tmp_pa
 
 
 def sidecars(visit, detector, training_set="real", *, primary=True):
-    """Path → sidecar of all four images of a detector."""
+    """Return path → sidecar for all four images of a detector."""
     out = visit.t1w.parents[2]
     origin = Origin(out, detector, training_set, "0.1", MADE_BY, "hypo", 0.0)
     paths = anomaly_paths(

@@ -41,7 +41,7 @@ def scan(raw: Path, subject, session, datatype, **entities) -> Scan:
 def write_visit(
     out: Path, subject: str, session=None, pets=({},), *, resolution=1.0, synthetic=True
 ) -> VisitPaths:
-    """Write what the participant level writes; images are not opened, so they hold anything."""
+    """Write the files of the participant level, with arbitrary content; images are not opened."""
     raw = out.parent.absolute() / "raw"
     scans = []
     for wanted in pets:
@@ -179,7 +179,7 @@ def test_a_brain_mask_that_is_missing(out):
     assert find_preprocessed(out, TEMPLATE, 1.0, {"02"}) == []
 
 
-# Whose T1w a PET lies on
+# T1w on which a PET lies
 
 
 def test_a_pet_of_a_session_without_t1w_is_with_the_t1w_it_lies_on(out):
@@ -211,14 +211,14 @@ def test_a_pet_without_any_t1w_is_refused(out):
     paths = write_visit(out, "01", "a", pets=[{"ses": "b"}])
     real = paths.pets[0].in_template
     write_json(sidecar_path(real), {"Sources": []})
-    assert find_preprocessed(out, TEMPLATE, 1.0)[0].pets == (real,)  # the one on the T1w says it
+    assert find_preprocessed(out, TEMPLATE, 1.0)[0].pets == (real,)  # named by the one in T1w space
     write_json(sidecar_path(paths.pets[0].in_t1w), {})
     with pytest.raises(UnusableDataError, match=f"{real.name}: the T1w to which it is aligned"):
         find_preprocessed(out, TEMPLATE, 1.0)
 
 
 def test_a_pet_is_never_put_on_another_t1w_than_the_one_it_names(out):
-    """That of its own session is there, but it lies on one that was deleted."""
+    """Its own session has a T1w, but the PET lies on one that was deleted."""
     gone = write_visit(out, "01", "a", pets=[{"ses": "b"}])
     write_visit(out, "01", "b", pets=[])
     assert [len(visit.pets) for visit in find_preprocessed(out, TEMPLATE, 1.0)] == [1, 0]
@@ -228,7 +228,7 @@ def test_a_pet_is_never_put_on_another_t1w_than_the_one_it_names(out):
 
 
 def test_preprocessed_and_reports_answer_alike_which_t1w_a_pet_lies_on(out):
-    """The PET of session c lies on the T1w of b, though a and c have a T1w of their own."""
+    """The PET of session c lies on the T1w of b, although a and c have T1w of their own."""
     for session in ("a", "c"):
         write_visit(out, "01", session, pets=[])
     pet = write_visit(out, "01", "b", pets=[{"ses": "c"}]).pets[0]
@@ -281,7 +281,7 @@ def image(tmp_path):
 
 @pytest.fixture
 def read(monkeypatch):
-    """Count which files are read, at a time when all files of the test are old."""
+    """Count which files are read, with all files of the test being old."""
     paths = []
 
     def digest(path):
@@ -311,7 +311,7 @@ def test_a_raw_image_whose_content_alone_has_changed_is_read_again(tmp_path, ima
     first.save(tmp_path)
     time.sleep(0.02)
     image.write_bytes(b"two")  # of the same size
-    os.utime(image, (1e9, 1e9))  # at the same time, as rsync and git-annex have it
+    os.utime(image, (1e9, 1e9))  # with the same time, as with rsync and git-annex
     assert digests_in(tmp_path).of(image) == digest_of(image)
     assert read == [image, image]
 

@@ -1,4 +1,4 @@
-"""Which mask of lesions belongs to a visit: its name says so, or it is refused."""
+"""Assignment of lesion masks to visits: unambiguous by name, or refused."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def visit(subject="01", session=None):
 
 
 def draw(root, *entities, folder="anat", subject="01", extension=".nii.gz"):
-    """Make an empty file with the name of a mask."""
+    """Create an empty file with the name of a mask."""
     session = [one for one in entities if one.startswith("ses-")]
     path = root.joinpath(f"sub-{subject}", *session, folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def test_a_visit_without_session_is_not_that_of_a_session_called_none(tmp_path):
     assert find(tmp_path, "None") is not None
 
 
-# None
+# No mask
 
 
 def test_where_no_mask_was_drawn_no_lesion_is_known(tmp_path):

@@ -1,4 +1,4 @@
-"""Which files of fMRIPrep, sMRIPrep and PETPrep stand in for which raw images; none is computed."""
+"""Files of fMRIPrep, sMRIPrep and PETPrep that replace raw images; nothing is computed."""
 
 import json
 
@@ -28,7 +28,7 @@ def head():
 
 @pytest.fixture
 def raw(tmp_path, head):
-    """One person with T1w and PET in a session, one with a T1w and no session."""
+    """One person with T1w and PET in a session, and one with a T1w and no session."""
     root = write_dataset(tmp_path / "raw")
     add_t1w(root, "01", None, session="a", data=head)
     add_pet(root, "01", np.random.default_rng(0), session="a")
@@ -47,7 +47,7 @@ def petprep(tmp_path):
 
 
 def select(raw, options=None, **roots):
-    """Select all images, given datasets of other apps; visits by participant, and problems."""
+    """Select images given datasets of other apps; return visits by participant, and problems."""
     settings = Settings(
         raw,
         raw.parent / "out",
@@ -126,7 +126,7 @@ def test_the_anatomy_of_a_session_is_its_own_or_one_for_all(raw, fmriprep, head,
 
 
 def test_what_belongs_together_lies_together(raw, fmriprep, head):
-    """A mask and transforms of another level are of another T1w."""
+    """A mask and transforms of another folder level belong to another T1w."""
     add_anatomy(fmriprep, "01", head, template=OWN, transforms=BOTH)
     t1w = add_anatomy(fmriprep, "01", head, session="a")
     assert len(select(raw, fmriprep=fmriprep)[0]["01"].t1w.derived.files) == 2
@@ -161,7 +161,7 @@ def test_a_name_says_nothing_that_its_raw_image_does_not(tmp_path, fmriprep, hea
     scan = Scan(path, "01", None, (("sub", "01"), ("acq", "mprage"), ("run", "01")))
     add_anatomy(fmriprep, "01", head, prefix=prefix)
     assert (find_derived_t1w("fmriprep", fmriprep, "f", scan, OWN) is not None) is taken
-    if taken and prefix:  # what says more of it is rather meant
+    if taken and prefix:  # the more specific file is preferred
         add_anatomy(fmriprep, "01", head)
         found = find_derived_t1w("fmriprep", fmriprep, "f", scan, OWN)
         assert prefix in found.image.name
@@ -176,7 +176,7 @@ def add_derived_pet(root, space="space-T1w_", extra="", session="a", **told):
 
 def test_a_pet_on_the_t1w_is_taken_with_what_its_sidecar_tells(raw, fmriprep, petprep, head):
     add_anatomy(fmriprep, "01", head)
-    add_derived_pet(petprep, extra="pvc-GTM_")  # corrected for partial volumes: something else
+    add_derived_pet(petprep, extra="pvc-GTM_")  # partial-volume-corrected, so not the same image
     wanted = add_derived_pet(petprep, FrameDuration=[30, 60], Units="kBq/mL")
     visit = select(raw, fmriprep=fmriprep, petprep=petprep)[0]["01"]
     (pet,) = visit.pets
@@ -211,7 +211,7 @@ def test_an_echo_or_part_that_the_raw_name_tells_may_be_repeated(tmp_path, fmrip
 
 
 def test_a_derived_pet_has_not_the_unit_of_the_raw_one(raw, petprep, head):
-    """An app may have divided by a region or by a dose."""
+    """Another app may have divided by a region or a dose."""
     add_anatomy(petprep, "01", head)
     add_derived_pet(petprep)
     (pet,) = select(raw, petprep=petprep)[0]["01"].pets
@@ -230,7 +230,7 @@ def test_a_pet_with_a_transform_to_the_t1w_is_taken_where_it_does_not_lie_there(
 
 
 def test_a_pet_lies_on_the_t1w_of_its_own_dataset(raw, fmriprep, petprep, head):
-    """Even if another has a transform to the template."""
+    """Even if another dataset has a transform to the template."""
     add_anatomy(fmriprep, "01", head, template=OWN, transforms=BOTH)
     add_anatomy(petprep, "01", head)
     both = {"fmriprep": fmriprep, "petprep": petprep}
@@ -306,7 +306,7 @@ def test_a_raw_t1w_that_could_not_be_used_does_not_bar_what_was_made_of_it(raw, 
 
 
 def test_a_raw_image_that_could_not_be_used_does_not_bar_a_later_stage(raw, petprep, head):
-    """Which starts from what an earlier run has made of another app's images."""
+    """A later stage starts from the results of an earlier run on another app's images."""
     add_frames(raw)
     remove_orientation(raw / "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz")
     later = {"stage": "synthesize"}
@@ -353,7 +353,7 @@ def test_frames_are_chosen_of_the_frames_that_another_app_has_made(raw, petprep,
 
 
 def test_nobody_vouches_for_the_orientation_of_what_another_app_has_made(raw, petprep, head):
-    """The code is that of raw images, which the app may have reordered."""
+    """The orientation option is for raw images, whose voxels the app may have reordered."""
     add_anatomy(petprep, "01", head)
     path = add_derived_pet(petprep)
     remove_orientation(path)
@@ -369,7 +369,7 @@ CAPS = {"anat": ("t1_linear", ""), "pet": ("pet_linear", "suvr-cerebellumPons2_"
 
 
 def add_in_mni(root, subject, datatype, suffix, data, *, session=None, caps=True):
-    """Write an image as Clinica's t1-linear and pet-linear do, or any other app."""
+    """Write an image named as by Clinica's t1-linear and pet-linear, or by any other app."""
     top, folder, extra = root, datatype, ""
     if caps:
         top, (folder, extra) = root / "subjects", CAPS[datatype]
@@ -422,7 +422,7 @@ def test_the_space_of_the_template_is_preferred(tmp_path, raw, head):
 
 @pytest.mark.parametrize("datatype", ["anat", "pet"])
 def test_images_of_mni152_stand_in_for_those_of_no_other_template(tmp_path, raw, head, datatype):
-    """They would count as registered to a brain that lies, and is, otherwise."""
+    """They would count as registered to a template with another position and shape."""
     root, suffix = tmp_path / "mni", {"anat": "T1w", "pet": "pet"}
     own, template = "space-MNIInfant_", {"template": "MNIInfant"}
     for kind in ("anat", "pet"):
@@ -431,7 +431,7 @@ def test_images_of_mni152_stand_in_for_those_of_no_other_template(tmp_path, raw,
     visit = select(raw, template, mni=root)[0]["01"]
     assert [scan.derived is not None for scan in (visit.t1w, *visit.pets)] == [
         datatype == "pet",
-        False,  # without its T1w, a PET that is there is registered, too
+        False,  # without a T1w in MNI space, the PET there is registered as well
     ]
     add_derived(root, "01", datatype, f"{own}{suffix[datatype]}", head, session="a")
     visit = select(raw, template, mni=root)[0]["01"]
@@ -448,7 +448,7 @@ def test_images_of_mni152_stand_in_for_those_of_no_other_template(tmp_path, raw,
     ],
 )
 def test_a_mask_of_the_resolution_of_the_t1w_is_preferred(raw, head, image, masks, taken):
-    """One of another lies on another grid, for which the participant would be refused."""
+    """A mask of another resolution is on another grid, and the participant would be refused."""
     space, root = f"space-{OWN}_", raw.parent / "mni"
     add_derived(root, "01", "anat", f"{space}{image}T1w", head, session="a")
     for mask in masks:
@@ -483,7 +483,7 @@ def test_a_folder_without_participants_is_refused(tmp_path, raw, head):
 
 
 def refused(raw, *told, **roots):
-    """One person's problem, which names files and what to do; the other one is there."""
+    """Return the problem of one person, which names files and a remedy; the other is selected."""
     visits, (problem,) = select(raw, **roots)
     assert problem.exit_code == 65
     assert problem.subject not in visits

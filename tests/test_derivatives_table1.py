@@ -42,7 +42,7 @@ def scores(level, lpips=math.nan):
 
 @pytest.fixture
 def records(rng):
-    """Six participants, one of them with two sessions, in three folds; the baselines are worse."""
+    """Records of six participants, one with two sessions, in three folds; baselines are worse."""
     visits = [("01", None), ("02", "a"), ("02", "b"), *((f"{n:02}", None) for n in range(3, 7))]
     found = []
     for place, model in enumerate(ROWS):
@@ -144,7 +144,7 @@ def test_values_by_hand(tmp_path):
         *("ssim", "semi3d-gan", "baseline-t1w"),
     )
     assert (ssim["n"], ssim["median_difference"], ssim["statistic"]) == ("2", "0.375", "0")
-    assert (ssim["p"], ssim["p_holm"]) == ("0.5", "0.5")  # 2 of 4 signs
+    assert (ssim["p"], ssim["p_holm"]) == ("0.5", "0.5")  # 2 of 4 sign patterns
     assert (lpips["n"], lpips["median_difference"], lpips["p"], lpips["p_holm"]) == (
         *("0", "n/a", "n/a", "n/a"),
     )

@@ -27,14 +27,14 @@ def out(tmp_path):
         ("group == 'control'", "01 04"),
         ('group == "patient"', "02"),
         ("group in ['control', 'patient']", "01 02 04"),
-        ("age > 20", "01 03"),  # as text, "9" would be more and "100" less
+        ("age > 20", "01 03"),  # as text, "9" would be larger and "100" smaller
         ("9 <= age < 100", "01 02"),
         ("not age > 20", "02"),
         ("age == 30", "01"),
         ("-age < -50", "03"),
         ("age > 20 and group == 'control'", "01"),
         ("(age > 20) & (group == 'control') | (age < 10)", "01 02"),
-        ("site == '01'", "01 03"),  # a zero before makes a label of it
+        ("site == '01'", "01 03"),  # a leading zero makes it a label
         ("participant_id == 'sub-02'", "02"),
         (" group == 'control' ", "01 04"),
     ],
@@ -88,7 +88,7 @@ def test_numbers_as_they_are_written(tmp_path):
     assert select(tmp_path, "x == 100") == {"3"}
 
 
-# What the participant level said of the raw table
+# Messages of the participant level about the raw table
 
 REMARK = "/raw/participants.tsv: column group has several values for sub-02; n/a is used"
 
@@ -115,7 +115,7 @@ def test_of_whom_nothing_is_known_is_told(remarked):
     assert describe_unknown_columns(remarked, [control, patient]) == [
         f"sub-03: not used, n/a in participants.tsv under group ({REMARK})"
     ]
-    assert describe_unknown_columns(remarked, [control, old]) == []  # each query knows someone else
+    assert describe_unknown_columns(remarked, [control, old]) == []  # each query matches someone
     assert describe_unknown_columns(remarked, [f"{old} and site == '01'"]) == [
         f"sub-04: not used, n/a in participants.tsv under age, site ({REMARK})"
     ]
@@ -129,7 +129,7 @@ def test_a_damaged_explanation_says_nothing(out, text):
     assert str(caught.value).endswith("columns are participant_id, group, age, site")
 
 
-# What cannot be answered
+# Invalid queries
 
 
 def test_no_table(tmp_path):

@@ -1,4 +1,4 @@
-"""Descriptions of the command line for other tools are what the command line is."""
+"""Descriptions of the command line for other tools agree with the command line."""
 
 import importlib.util
 import json

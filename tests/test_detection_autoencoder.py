@@ -34,7 +34,7 @@ def new_encoder(spec=SPEC, seed=0):
 
 
 def smooth_people(rng, people=4, shape=(30, 34, 3)):
-    """PET-like: waves that all share, and each person's own, in an ellipse; and the ellipse."""
+    """Return PET-like volumes, of shared and individual waves in an ellipse, and the ellipse."""
     places = np.stack(np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij"))
     brain = np.hypot(places[0], places[1]) < 0.9
 
@@ -46,7 +46,7 @@ def smooth_people(rng, people=4, shape=(30, 34, 3)):
     return [volume.clip(0, 1).astype(np.float32) for volume in volumes], brain
 
 
-# The spec
+# Specification
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=told)
@@ -83,7 +83,7 @@ def test_a_spec_that_lacks_a_value_is_refused():
         spec_from_dict(told)
 
 
-# The network
+# Network
 
 
 def test_patches_of_15_voxels_become_11_9_3_and_2():
@@ -115,7 +115,7 @@ def test_latents_go_place_by_place_as_the_decoder_takes_them():
 
 
 def test_every_latent_of_a_new_encoder_sees_its_own_part_of_the_patch():
-    """Each corner of the latents looks at 12 of the 15 voxels along an axis: 5 + 2 + 2 + 3."""
+    """Each corner latent sees 12 of the 15 voxels along an axis: 5 + 2 + 2 + 3."""
     encoder = new_encoder()
     patch = torch.rand(1, 1, 15, 15, requires_grad=True)
     encoder.encode(patch)[0, :16].sum().backward()
@@ -163,7 +163,7 @@ def test_patches_of_a_mapped_volume_are_those_of_the_volume(tmp_path, rng):
 
 
 def labelled(people, shape=(6, 5, 4)):
-    """Volumes whose every voxel tells person and place: thousands, and the place's number."""
+    """Return volumes whose voxels encode the person, in thousands, and the index of the place."""
     places = np.arange(np.prod(shape)).reshape(shape)
     return [(1000 * person + places).astype(np.float32) for person in range(people)]
 
@@ -211,14 +211,14 @@ def test_an_empty_brain_has_no_pairs(rng):
         draw_pairs(labelled(2), np.zeros((0, 3), int), 1, rng, size=3)
 
 
-# The loss
+# Loss
 
 
 @pytest.mark.parametrize(
     ("other", "cosine"), [([2.0, 0.0], 1.0), ([0.0, 3.0], 0.0), ([-1.0, 0.0], -1.0)]
 )
 def test_the_loss_weighs_both_errors_against_the_cosine(other, cosine):
-    """Wrong by 0.1 in one patch and 0.3 in the other: 0.01 + 0.09 - 0.5 cosine."""
+    """Errors of 0.1 in one patch and 0.3 in the other: 0.01 + 0.09 - 0.5 cosine."""
     pairs = torch.zeros(1, 2, 15, 15)
     made = torch.stack([torch.full((15, 15), 0.1), torch.full((15, 15), 0.3)])[None]
     latents = torch.tensor([[[1.0, 0.0], other]])
@@ -287,7 +287,7 @@ def test_first_weights_follow_the_seed(rng):
 
 
 def test_steps_become_smaller_along_half_a_cosine(rng):
-    """Adam's first step moves weights by the learning rate; of 4 steps the last has 15 % of it."""
+    """Adam's first step moves weights by the learning rate; the last of 4 steps by 15 % of it."""
     volumes, brain = smooth_people(rng)
     spec = replace(SPEC, epochs=4, pairs_per_epoch=32, batch_size=32)
     encoder, moves = new_encoder(), []
@@ -330,7 +330,7 @@ def test_the_losses_of_an_epoch_are_those_of_all_its_pairs_also_of_a_smaller_las
 
 
 def first_epoch(volumes, brain, encoder, rng):
-    """Run an epoch of one step: what it tells of was seen before the step."""
+    """Run an epoch of one step; its log describes the state before the step."""
     spec = replace(SPEC, epochs=1, pairs_per_epoch=500, batch_size=500)
     return next(fit_encoder(encoder, volumes, brain, spec, rng))
 

@@ -29,7 +29,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 @torch.inference_mode()
 def dense_latents(encoder: SiameseAutoencoder, slices: torch.Tensor) -> torch.Tensor:
-    """Give the latents of the patch around every voxel, (S, latents, I, J)."""
+    """Return the latents of the patch around every voxel, (S, latents, I, J)."""
     rows, columns = slices.shape[-2:]
     maps = _slide(encoder, slices.reshape(-1, encoder.channels, rows, columns))
     corners = [
@@ -45,13 +45,13 @@ def told(spec):
 
 
 def draw(rng, people, rows, columns, spec):
-    """Slices of people: without channels where there is one."""
+    """Draw slices of people, without a channel axis if there is one channel."""
     channels = (spec.channels,) * (spec.channels > 1)
     return rng.random((people, *channels, rows, columns), np.float32)
 
 
 def new_encoder(spec=SPEC, seed=0):
-    """An encoder whose biases are not 0, so that nothing hides behind a 0."""
+    """Return an encoder with non-zero biases, so that zeros hide no errors."""
     random = torch.Generator().manual_seed(seed)
     encoder = SiameseAutoencoder(spec, random).eval()
     for name, tensor in encoder.named_parameters():
@@ -62,7 +62,7 @@ def new_encoder(spec=SPEC, seed=0):
 
 @torch.no_grad()
 def patch_by_patch(encoder, slices):
-    """Cut the patch around every voxel, and encode them: (S, …, I, J) → (S, latents, I, J)."""
+    """Extract the patch around every voxel and encode it: (S, …, I, J) → (S, latents, I, J)."""
     rows, columns = slices.shape[-2:]
     centres = np.argwhere(np.ones((rows, columns, 1), bool))
     planes = slices.reshape(len(slices), encoder.channels, rows, columns)
@@ -189,7 +189,7 @@ def test_without_a_slice_there_are_no_latents():
     assert found.shape == (81, 0, 64)
 
 
-# The file
+# File format
 
 
 @pytest.mark.parametrize("device", DEVICES)

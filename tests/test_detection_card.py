@@ -1,4 +1,4 @@
-"""The card of a detector: read as it was written, and it refuses what it does not tell of."""
+"""Card of a detector: read as written, with refusal of invalid or incomplete cards."""
 
 import json
 from dataclasses import asdict, replace
@@ -73,7 +73,7 @@ cards = st.builds(
 
 @pytest.fixture
 def folder(tmp_path):
-    """A detector with two files, and the clusters of its controls."""
+    """Folder of a detector with two files, and the clusters of its controls."""
     publish(tmp_path)
     for name in CALIBRATION:
         (tmp_path / name).write_text(f"participant_id\nsub-01\n{name}\n")
@@ -90,7 +90,7 @@ def publish(folder):
     write_json(folder / CARD, card_values(card))
 
 
-# There and back
+# Round trip
 
 
 @given(cards)
@@ -113,7 +113,7 @@ def test_it_is_recorded_who_is_real():
     assert replace(CARD_OF, controls=(REAL, replace(MADE, generator_sha256=""))).generators == set()
 
 
-# What is no card
+# Invalid cards
 
 
 def test_a_folder_without_a_card_is_told(tmp_path):
@@ -160,7 +160,7 @@ def test_files_that_are_those_of_the_card_are_accepted(folder):
 
 
 def test_digests_are_those_of_sha256(folder):
-    """SHA-256 of 100 bytes of 0, and of 1, by sha256sum."""
+    """SHA-256 of 100 bytes of value 0, and of 1, by sha256sum."""
     publish(folder)
     assert read_card(folder).files == {
         "brain_mask.nii.gz": "cd00e292c5970d3c5e2f0ffa5171e555bc46bfc4faddfb4a418b6840b86e79a3",
@@ -190,7 +190,7 @@ def test_a_file_that_is_missing_is_told(folder, name):
     assert f"{told.value}" == f"{folder / name}: no such file; the card beside it needs it"
 
 
-# What calibrates
+# Calibration
 
 
 def test_a_card_is_completed_by_what_controls_show_and_by_nothing_else(folder):

@@ -44,7 +44,7 @@ def draw(seed, shape=SHAPE, fwhm=1.0):
 
 
 def spots(*places, shape=SHAPE):
-    """A map of 0 but for some voxels."""
+    """Return a map that is 0 except at some voxels."""
     score = np.zeros(shape, np.float32)
     for place, value in places:
         score[place] = value
@@ -61,7 +61,7 @@ def find(score, brain=ALL, affine=AFFINE, *, extent=0.5, minimum_volume=0.0, mos
 
 
 @given(seeds, st.floats(0.001, 0.5))
-@example(seed=1222, extent=0.205078125)  # two of float32's random values are equal
+@example(seed=1222, extent=0.205078125)  # two of these float32 random values are equal
 def test_the_share_of_the_brain_exceeds_the_threshold(seed, extent):
     score, brain = draw(seed), draw(seed + 1) > 0
     score = 10 + score.argsort(axis=None).argsort().reshape(score.shape).astype(np.float32)
@@ -83,7 +83,7 @@ def test_ties_stay_together_and_are_never_more_than_the_share(values, extent):
     threshold = threshold_of(score, score >= 0, extent)
     share = min(extent, 0.5)
     assert (score > threshold).mean() <= share + 1e-9
-    lower = score[score <= threshold].max()  # with the next value, too many
+    lower = score[score <= threshold].max()  # including the next value would give too many
     assert (score >= lower).sum() > int(share * score.size * (1 + 1e-9))
 
 
@@ -171,7 +171,7 @@ def test_tables_and_labels_say_the_same(seed, extent, minimum_volume, most):
 
 
 def flood(exceeding):
-    """Parts by going from neighbour to neighbour: sets of voxels."""
+    """Find connected components by flood fill: sets of voxels."""
     left, parts = {tuple(v) for v in np.argwhere(exceeding).tolist()}, []
     while left:
         part, edge = set(), [left.pop()]
@@ -211,11 +211,11 @@ def test_what_is_kept_are_the_first_of_what_there_is(seed, extent, minimum_volum
 
 @pytest.mark.parametrize("turn", TURNS, ids=str)
 def test_how_the_array_lies_changes_nothing(turn):
-    """RAS, LAS, and all others: the same clusters, ranks, ties and sides, in the same places."""
+    """RAS, LAS and all others: same clusters, ranks, ties and sides at the same places."""
     axes, flips = turn
-    score, brain = np.round(draw(5), 1), draw(6) > -0.2  # rounded: there are ties
+    score, brain = np.round(draw(5), 1), draw(6) > -0.2  # rounded, so that there are ties
     affine = AFFINE.copy()
-    affine[:3, :3] += 0.03 * np.random.default_rng(1).standard_normal((3, 3))  # a little oblique
+    affine[:3, :3] += 0.03 * np.random.default_rng(1).standard_normal((3, 3))  # slightly oblique
     to_old = np.zeros((4, 4))
     to_old[3, 3] = 1
     for new, old in enumerate(axes):
@@ -254,7 +254,7 @@ def test_sides(x, side):
 def test_clusters_by_hand():
     score = spots(
         ((1, 1, 1), 1),
-        ((2, 2, 2), 3),  # neighbours by a corner: 4 in all
+        ((2, 2, 2), 3),  # neighbours by a corner: 4 voxels in all
         ((8, 1, 1), 2.5),
         ((8, 8, 5), 2),
         ((8, 8, 6), 2),
@@ -264,10 +264,10 @@ def test_clusters_by_hand():
     assert [one.volume for one in (first, second, third)] == pytest.approx([24, 16, 8])
     assert (first.sum_score, first.mean_score, first.peak_score) == (6, 2, 2)
     assert (first.x, first.side) == (5, "right")
-    assert (first.peak_x, first.peak_y, first.peak_z) == (5, 5, 5)  # the first of equal ones
+    assert (first.peak_x, first.peak_y, first.peak_z) == (5, 5, 5)  # the first of equal maxima
     assert (first.y, first.z) == (pytest.approx(7 - 2 / 3), pytest.approx(3 + 4 / 3))
     assert second.sum_score == 4
-    assert (second.x, second.y, second.z) == (-7.5, -5.5, -3.5)  # three quarters of the way
+    assert (second.x, second.y, second.z) == (-7.5, -5.5, -3.5)  # at three quarters of the distance
     assert (third.sum_score, labels[8, 1, 1]) == (2.5, 3)
     assert (first.expected_in_control, first.overlap, first.region) == (None, None, None)
     kept, labels = find(score, minimum_volume=16)
@@ -310,7 +310,7 @@ def test_more_clusters_than_labels_are_refused():
 
 @pytest.mark.parametrize(("zoom", "empty"), [(1, 8), (2, 4), (4, 2)])
 def test_parts_of_a_lesion_that_are_near_are_one(zoom, empty):
-    """Near is 8 mm, from face to face."""
+    """Parts are near if their faces are up to 8 mm apart."""
     mask = np.zeros((40, 5, 5), bool)
     second, third = 3 + empty, 3 + empty + empty + 2
     mask[[2, second, third], 2, 2] = True
@@ -353,7 +353,7 @@ def test_overlaps_without_clusters_or_lesions():
         overlaps(none, some[1:], 1.0)
 
 
-# Brains that agree
+# Brain masks shared by most people
 
 
 @given(seeds, st.integers(1, 12), st.floats(0.01, 1))
@@ -394,7 +394,7 @@ def test_a_cluster_has_the_name_of_the_region_that_holds_most_of_it():
     names = {0: "nothing", 5: "insula", 7: "hippocampus", 9: "pole"}
     expected = ["hippocampus", "insula", None, "label 12"]
     assert name_regions(labels, atlas, names) == expected
-    assert name_regions(labels, atlas + np.float32(1e-4), names) == expected  # as NIfTI scales
+    assert name_regions(labels, atlas + np.float32(1e-4), names) == expected  # with NIfTI rounding
     assert name_regions(np.zeros_like(labels), atlas, names) == []
     with pytest.raises(ValueError, match="differ"):
         name_regions(labels, atlas[1:], names)

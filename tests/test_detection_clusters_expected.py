@@ -42,7 +42,7 @@ def test_of_the_lowest_score_all_clusters_are_expected(some):
 
 def test_values_by_hand():
     some = [[5.0, 3.0, 1.0], [4.0], [3.0, 3.0], []]
-    assert expected_in_control(3.0, some) == 1.25  # an equal score is at least that score
+    assert expected_in_control(3.0, some) == 1.25  # an equal score counts as at least that score
     assert expected_in_control(3.1, some) == 0.5
     assert expected_in_control(9.0, some) == 0
 

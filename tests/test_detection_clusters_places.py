@@ -1,4 +1,4 @@
-"""Where clusters lie on a grid that they were carried to."""
+"""Positions of clusters on a grid to which they were resampled."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ AFFINE = np.array([[-2.0, 0, 0, 10], [0, 3, 0, -20], [0, 0, 4, 5], [0, 0, 0, 1]]
 
 
 def test_places_by_hand():
-    """Two voxels of rank 1, with scores 3 and 1; one of rank 3."""
+    """Two voxels of rank 1, with scores 3 and 1, and one of rank 3."""
     score, labels = np.zeros((4, 3, 2), np.float32), np.zeros((4, 3, 2), np.int16)
     score[1, 0, 0], score[2, 0, 0], score[0, 2, 1] = 3, 1, 5
     labels[1, 0, 0], labels[2, 0, 0], labels[0, 2, 1] = 1, 1, 3
@@ -25,7 +25,7 @@ def test_what_scores_0_or_less_at_the_edge_weighs_nothing():
     score[:, 0, 0] = 2, 0, -4
     (place,) = locate(score, labels, AFFINE)
     assert (place.x, place.peak_x) == (10, 10)
-    (place,) = locate(np.minimum(score, 0), labels, AFFINE)  # nothing is left to weigh with
+    (place,) = locate(np.minimum(score, 0), labels, AFFINE)  # no positive weights are left
     assert place.x == pytest.approx(8)
 
 

@@ -1,4 +1,4 @@
-"""Covariates: what controls tell of them is taken out of everyone."""
+"""Covariates: their effects are estimated in controls and removed from everyone."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_numbers_of_controls_have_mean_0_and_ages_an_sd_of_1():
     assert rows.shape == (7, 3)
     np.testing.assert_allclose(rows.mean(axis=0), 0, atol=1e-12)
     assert rows[:, 0].std(ddof=1) == pytest.approx(1)
-    assert rows[3, 1] - rows[1, 1] == 1  # b and a
+    assert rows[3, 1] - rows[1, 1] == 1  # b against a
 
 
 def test_what_is_the_same_in_all_controls_is_no_covariate():
@@ -88,7 +88,7 @@ def volumes_of(rng, ages, slope, noise=0.02):
 
 
 def test_age_makes_no_one_ill_once_it_is_taken_out():
-    """Uptake falls with age; someone old is as controls of that age would be."""
+    """Uptake decreases with age; an old person is compared with controls of that age."""
     rng = np.random.default_rng(3)
     ages = rng.uniform(20, 80, 30)
     rows, description = rows_of({"age": list(map(float, ages))})
@@ -104,7 +104,7 @@ def test_age_makes_no_one_ill_once_it_is_taken_out():
 
 
 def test_scores_of_new_healthy_people_have_the_t_distribution_that_regression_says():
-    """30 controls, two numbers: t with 27 degrees of freedom, wherever covariates lie."""
+    """30 controls, two covariates: t with 27 degrees of freedom wherever the covariates lie."""
     rng = np.random.default_rng(7)
     shape, n = (12, 14, 16), 30
     brain, rows = np.ones(shape, bool), rng.normal(size=(n, 2))
@@ -125,9 +125,9 @@ def test_where_few_controls_are_known_their_deviation_has_as_few_degrees_of_free
     controls = rng.normal(size=(n, *shape)).astype(np.float32)
     controls[known:, :10] = np.nan
     norm = fit_adjusted_norm(lambda: iter(controls), brain, rows)
-    variances = norm.sd.astype(np.float64) ** 2  # of noise of SD 1, in voxels that are known alike
+    variances = norm.sd.astype(np.float64) ** 2  # noise of SD 1, at voxels with the same coverage
     assert variances[10:].mean() == pytest.approx(1, abs=0.05)
-    assert variances[:10].mean() == pytest.approx(1, abs=0.2)  # 0.73 by all 20's degrees of freedom
+    assert variances[:10].mean() == pytest.approx(1, abs=0.2)  # 0.73 if all 20 were counted
 
 
 def test_a_norm_with_covariates_is_read_as_it_was_written(tmp_path):

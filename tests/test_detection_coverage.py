@@ -1,4 +1,4 @@
-"""Detectors and PETs that do not cover the brain: a gap is in no norm, no score and no cluster."""
+"""Incomplete coverage of the brain by PET: gaps enter no norm, score or cluster."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ BRAIN = ball()
 
 
 def top_hole(slices, shape=SHAPE):
-    """A gap over the last slices of the brain."""
+    """Return a gap that covers the last slices of the brain."""
     return ball(shape) & (np.arange(shape[2]) >= shape[2] - slices)
 
 
@@ -80,7 +80,7 @@ def test_controls_with_gaps_do_not_change_the_norm_where_they_do_not_cover(seed,
 
 @pytest.mark.parametrize(("count", "gaps"), [(4, 1), (4, 2), (13, 3), (13, 4), (30, 20), (30, 21)])
 def test_a_voxel_that_too_few_controls_cover_is_not_analysed(tmp_path, rng, count, gaps):
-    """Ten are enough, or three in four of fewer; the file of the norm knows it too."""
+    """Ten are enough, or three quarters of fewer; the file of the norm stores this."""
     hole = top_hole(3)
     controls = [pet(rng) for _ in range(count)]
     told = [
@@ -96,7 +96,7 @@ def test_a_voxel_that_too_few_controls_cover_is_not_analysed(tmp_path, rng, coun
 
 
 def test_a_z_map_is_the_same_with_and_without_a_gap_beyond_the_reach_of_smoothing(rng):
-    """At 8 mm, within 0.35 of a control's SD; in the gap, and around it, nothing is known."""
+    """At 8 mm, within 0.35 SD of controls; in and around the gap, scores are undefined."""
     shape = (40, 40, 40)
     brain, hole = ball(shape), top_hole(8, shape)
     smooth = {"fwhm": 8.0, "affine": np.diag([*ZOOMS, 1.0])}
@@ -111,7 +111,7 @@ def test_a_z_map_is_the_same_with_and_without_a_gap_beyond_the_reach_of_smoothin
     assert known.sum() > 0.85 * (brain & ~hole).sum()
     assert np.abs(found - expected)[known].max() < 0.35
     blind = norm.deficit(measure_uptake(cut, brain, **smooth))
-    assert blind[hole].max() > 10  # what the first version called a lesion
+    assert blind[hole].max() > 10  # which the first version took for a lesion
     filled = np.where(hole, 7, whole).astype(np.float32)
     again = norm.deficit(measure_uptake(filled, brain, hole=hole, **smooth))
     np.testing.assert_array_equal(again, found)
@@ -128,7 +128,7 @@ def test_smoothing_without_a_gap_is_what_it_was(rng):
 
 
 def test_patches_that_touch_a_gap_are_never_drawn(rng):
-    """Gaps are marked by a value; patches of others are drawn there, as far as there are two."""
+    """Gaps have a special value; other patches are drawn if at least two people cover them."""
     holes = [top_hole(6), top_hole(3), None, BRAIN & (np.arange(SHAPE[0])[:, None, None] < 9)]
     volumes = [
         np.where(np.zeros(SHAPE, bool) if hole is None else hole, 99, number + 1.0)
@@ -141,8 +141,8 @@ def test_patches_that_touch_a_gap_are_never_drawn(rng):
     one, other = (pairs[:, twin].max(axis=(1, 2)) for twin in (0, 1))
     assert (one != other).all()
     drawn = {frozenset(pair) for pair in zip(one, other, strict=True)}
-    assert len(drawn) == 6  # all pairs meet somewhere
-    assert len(places) < BRAIN.sum()  # where one alone is whole, there is no pair
+    assert len(drawn) == 6  # all pairs occur somewhere
+    assert len(places) < BRAIN.sum()  # no pair is drawn where only one person is covered
 
 
 def test_an_encoder_does_not_see_what_lies_in_a_gap(rng):
@@ -195,7 +195,7 @@ def laid_out(scores):
 
 
 def test_a_control_counts_at_a_voxel_only_if_its_whole_patch_is_covered(encoder, people, tmp_path):
-    """Near its gap scores are those of the others, in the unit of all; elsewhere those of all."""
+    """Near its gap, scores are those of the other controls, on the common scale."""
     controls, others = people
     holes = [None, SIDE, *[None] * 7]
     path = tmp_path / "controls.safetensors"
@@ -239,7 +239,7 @@ def test_what_lies_in_a_gap_does_not_matter_and_scores_elsewhere_are_those_witho
 
 @pytest.mark.parametrize("gaps", [2, 3])
 def test_voxels_that_too_few_controls_cover_have_no_score(encoder, people, tmp_path, gaps):
-    """Seven of nine are enough, six are not: three in four."""
+    """Three quarters are needed: seven of nine are enough, six are not."""
     controls, others = people
     holes = [SIDE] * gaps + [None] * (COUNT - gaps)
     fold = fold_of(encoder, controls, holes, tmp_path / "controls.safetensors")
@@ -265,7 +265,7 @@ def test_controls_without_gaps_are_packed_as_before(people, tmp_path):
 
 
 def store(folder, image, coverage, brain=BRAIN, **others):
-    """Store a PET by the node that does it; ``coverage`` None: there is no such mask."""
+    """Store a PET by its node; with ``coverage=None``, there is no coverage mask."""
     folder.mkdir(exist_ok=True)
     nifti.save(nifti.Image(image, AFFINE), folder / "x_desc-preproc_pet.nii.gz")
     nib.save(nib.Nifti1Image(brain.astype(np.uint8), AFFINE), folder / "brain.nii.gz")
@@ -290,7 +290,7 @@ def store(folder, image, coverage, brain=BRAIN, **others):
 
 @pytest.fixture
 def large(monkeypatch):
-    """Let small grids pass for those of heads."""
+    """Treat small grids as if they were as large as heads."""
     monkeypatch.setattr(header, "SMALLEST_FIELD_OF_VIEW", 20)
 
 
@@ -310,7 +310,7 @@ def test_a_pet_of_an_earlier_version_is_used_unless_it_may_have_a_gap(tmp_path, 
 
 
 def test_no_cluster_lies_in_a_gap_and_the_threshold_ignores_it(tmp_path, rng, large):
-    """Scores of a gap are NaN, as detectors give them, or as high as the blind ones were."""
+    """Scores in a gap are NaN, as written by detectors, or very high, as if computed from zeros."""
     hole = top_hole(5)
     score = rng.standard_normal(SHAPE).astype(np.float32)
     score[8:12, 10:14, 4:7] += 6

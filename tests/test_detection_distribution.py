@@ -1,4 +1,4 @@
-"""Synthetic against held-out real PET: what is measured of each, and the verdict."""
+"""Comparison of synthetic with held-out real PET: measures and verdict."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def test_the_area_is_the_share_of_pairs_in_which_synthetic_scores_higher(real, m
     pairs = [(m > r) + 0.5 * (m == r) for m in made for r in real]
     assert found.score_area == pytest.approx(np.mean(pairs))
     assert (found.real, found.synthetic) == (len(real), len(made))
-    assert found.error_area == 0.5  # errors are all alike
+    assert found.error_area == 0.5  # errors are all equal
     if found.score_area < 0.2:
         assert found.verdict == "too typical"
     elif found.score_area > 0.8:

@@ -26,7 +26,7 @@ REAL, HYBRID, ZSCORE = ROWS
 
 
 def finding(row, participant, hits, *, lesions=1, session=None, scores=None):
-    """What was found: for each cluster by rank, the lesions that it hits."""
+    """Return a finding with the lesions that each cluster hits, by rank."""
     scores = range(100, 100 - len(hits), -1) if scores is None else scores
     marks = [
         Mark(rank, float(score), frozenset(hit))
@@ -132,7 +132,7 @@ def test_a_curve_by_hand():
         finding(REAL, "01", [(), (2,), (1, 2)], lesions=2),
         finding(REAL, "02", [(1,), (), ()]),
         finding(REAL, "03", [(), ()]),
-        finding(REAL, "04", [(), ()], lesions=0),  # nobody knows where
+        finding(REAL, "04", [(), ()], lesions=0),  # lesions unknown
     ]
     controls = [control(REAL, "c1", [9, 8, 7]), control(REAL, "c2", [])]
     lesion = of(detection_curve(patients, controls), "lesion")
@@ -179,7 +179,7 @@ def test_of_several_visits_the_first_counts():
     point = detection_curve(patients, controls, most=2)[1]
     assert (point.n, point.found, point.false_clusters_per_control) == (2, 1, 1)
     unknown = [replace(patients[1], lesions=0, marks=()), *patients[::2]]
-    assert detection_curve(unknown)[0].found == 0  # then the first in which the lesion is known
+    assert detection_curve(unknown)[0].found == 0  # then the first visit with known lesions counts
 
 
 def test_one_visit_is_found_once():
@@ -199,7 +199,7 @@ def test_a_lesion_that_is_not_there_cannot_be_hit():
 
 
 def mcnemar(one, other):
-    """Count, of all ways the differing units could have fallen, those at least as uneven."""
+    """Count the possible splits of the discordant units that are at least as uneven."""
     differing = one + other
     ways = [abs(2 * sum(way) - differing) for way in product((0, 1), repeat=differing)]
     return sum(way >= abs(one - other) for way in ways) / len(ways)
@@ -253,7 +253,7 @@ def test_every_two_are_compared_once_at_each_number_and_unit():
 
 
 def test_a_test_by_hand():
-    """Of 8 lesions the one finds 6 alone and both find 1: 2 × 1/64."""
+    """Of 8 lesions, one detector finds 6 alone, and both find 1: 2 × 1/64."""
     patients = [finding(REAL, f"{n}", [(1,)] if n < 7 else [()]) for n in range(8)]
     patients += [finding(HYBRID, f"{n}", [(), (1,)] if n else [(1,)]) for n in range(8)]
     one, two = (test for test in compare(patients, most=2) if test.unit == "lesion")
@@ -287,7 +287,7 @@ def test_only_what_both_tried_is_compared():
 
 
 def test_visits_are_paired():
-    """The one has visits a and b, the other only b: b is compared."""
+    """One has visits a and b, the other only b, so b is compared."""
     patients = [
         finding(REAL, "01", [()], session="a"),
         finding(REAL, "01", [(1,)], session="b"),
@@ -360,7 +360,7 @@ def test_a_free_response_by_hand():
     lesions = of(free_response(patients, controls), "lesion")
     assert point_at(lesions, 0.9) is None
     assert point_at(lesions, 1.2) == lesions[0]
-    assert point_at(lesions, 5) == lesions[1]  # as sensitive as the last one, with fewer clusters
+    assert point_at(lesions, 5) == lesions[1]  # as sensitive as the last point, with fewer clusters
     interval = binomtest(1, 3).proportion_ci(method="wilson")
     assert (lesions[0].low, lesions[0].high) == (interval.low, interval.high)
     points = of(free_response(patients, controls), "patient")
@@ -376,11 +376,11 @@ def test_without_controls_there_is_no_free_response():
     ] * 2
 
 
-# From maps
+# From maps to findings
 
 
 def test_what_a_map_shows_is_what_is_evaluated():
-    """The second cluster shares one voxel with the first lesion, the first none with any."""
+    """The second cluster shares one voxel with the first lesion; the first cluster hits none."""
     score = np.zeros((20, 10, 10), np.float32)
     score[2:4, 2:4, 2:4], score[10:12, 5, 5] = 2, 3
     lesions = np.zeros(score.shape, bool)

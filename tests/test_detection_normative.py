@@ -58,7 +58,7 @@ def test_a_large_offset_does_not_spoil_the_sd():
 
 
 def test_volumes_are_not_gathered():
-    """While the next one is made, at most the last one is still held."""
+    """While the next volume is created, at most the previous one is still in memory."""
     held = []
 
     def volumes():
@@ -91,7 +91,7 @@ def test_t_is_that_of_a_sample_of_one_against_the_controls(seed, count):
 
 @pytest.mark.parametrize("count", [3, 6, 20])
 def test_as_many_healthy_people_are_called_ill_as_t_says(count):
-    """20 000 voxels are 20 000 studies; 5 % of new controls exceed the 95th percentile of t."""
+    """20 000 voxels as 20 000 studies: 5 % of new controls exceed the 95th percentile of t."""
     rng = np.random.default_rng(count)
     shape = (20, 25, 40)
     brain = np.ones(shape, bool)
@@ -101,12 +101,12 @@ def test_as_many_healthy_people_are_called_ill_as_t_says(count):
         beyond = (score > stats.t.isf(share, count - 1)).mean()
         assert abs(beyond - share) < 4 * np.sqrt(share * (1 - share) / score.size)
     too_many = (score > stats.norm.isf(0.01)).mean()
-    assert too_many > 0.01 + 4 * np.sqrt(0.01 / score.size)  # what a z score would do
+    assert too_many > 0.01 + 4 * np.sqrt(0.01 / score.size)  # as a z score would
     assert stats.kstest(score.ravel(), stats.t(count - 1).cdf).pvalue > 0.001
 
 
 def test_scores_by_hand():
-    """Controls 1, 2, 3 have mean 2, sd 1; a person at 0 is 2 / sqrt(4 / 3) below."""
+    """Controls 1, 2, 3 have mean 2 and SD 1; a person at 0 is 2 / sqrt(4 / 3) below."""
     ones, brain = np.ones((2, 2, 2), np.float32), np.ones((2, 2, 2), bool)
     brain[0, 0, 0] = False
     norm = fit_norm([ones, 2 * ones, 3 * ones], brain)
@@ -153,7 +153,7 @@ def test_copies_of_one_image_judge_nobody():
     one = draw(5)
     norm = fit_norm([one] * 4, BRAIN)
     assert not norm.deficit(one).any()
-    assert not norm.deficit(one + 1).any()  # of what never varies nothing is known
+    assert not norm.deficit(one + 1).any()  # voxels without variance have no score
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_an_even_brain_stays_even_to_its_edge(fwhm, value):
     assert smoothed[BRAIN] == pytest.approx(value, rel=1e-5, abs=1e-6)
     assert not smoothed[~BRAIN].any()
     plain = smooth(np.where(BRAIN, 1, 0).astype(np.float32), 8.0, ZOOMS)
-    assert plain[BRAIN].min() < 0.7  # what it is for
+    assert plain[BRAIN].min() < 0.7  # the effect that normalisation avoids
 
 
 @given(seeds, st.floats(0, 12))
@@ -243,7 +243,7 @@ def test_pseudo_normal_differences_by_hand():
 # Left against right
 
 SYMMETRIC = np.diag([2.0, 2.0, 2.0, 1.0])
-SYMMETRIC[:3, 3] = -9, 0, 0  # ten voxels: x = 0 lies between two
+SYMMETRIC[:3, 3] = -9, 0, 0  # ten voxels: x = 0 lies between two of them
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, 0.4])

@@ -13,7 +13,7 @@ from sklearn.svm import OneClassSVM
 from bids_app.detection import smo
 from bids_app.detection.oneclass import AT_ONCE, VoxelwiseOneClassSVM
 
-NEW = 10  # samples that are scored and were not learned from
+NEW = 10  # samples that are scored but not trained on
 
 
 def spread(random, n, features):
@@ -56,7 +56,7 @@ KINDS = [
 
 
 def draw(kind, random, n, features):
-    """Training samples; and samples to score, some of them the same."""
+    """Draw training samples, and samples to score, some of them identical."""
     train = kind(random, n, features).astype(np.float32)
     new = train.mean(axis=0) + train.std() * random.normal(size=(NEW, features))
     return train, np.concatenate([train[:NEW], new]).astype(np.float32)
@@ -90,13 +90,13 @@ def test_decisions_are_those_of_scikit_learn(kind, seed, shape, nu, times):
         gamma = times / (shape[1] * max(float(train.var(dtype=np.float64)), 1e-12))
     assume(
         abs(nu * len(train) - round(nu * len(train))) > 1e-6
-    )  # else any offset of a span is right
-    options = {"nu": nu, "gamma": gamma, "tol": 1e-7}  # where samples are few, or nearly alike,
-    # coefficients hang on the tolerance
+    )  # otherwise the offset is not unique
+    options = {"nu": nu, "gamma": gamma, "tol": 1e-7}  # coefficients depend on the
+    # tolerance if samples are few or nearly equal
     machine = VoxelwiseOneClassSVM(**options, threads=1).fit(train[np.newaxis])
     decisions, scores, offset = reference(train, scored, **options)
     found = machine.decision_function(scored[np.newaxis])[0]
-    # of kernels in float32, nu * n add up; the narrower, the more hangs on a distance's last digit
+    # errors of nu * n float32 kernels add up; narrow kernels amplify rounding of distances
     near = 1e-4 + (4e-6 + 8e-8 * (times or 1)) * nu * len(train)
     np.testing.assert_allclose(found, decisions, rtol=0, atol=near)
     np.testing.assert_allclose(machine.score_samples(scored[np.newaxis])[0], scores, atol=near)
@@ -106,7 +106,7 @@ def test_decisions_are_those_of_scikit_learn(kind, seed, shape, nu, times):
 @pytest.mark.parametrize("n", [9, 26, 35, 75, 150])
 @pytest.mark.parametrize("nu", [0.03, 0.3])
 def test_decisions_on_latents_are_those_of_scikit_learn_to_1e_5(rng, n, nu):
-    """Of 64 features, as the detector's are, which vary along a few directions more than others."""
+    """64 features, as in the detector, that vary mostly along a few directions."""
     for kind in (spread, with_means_of_their_own, duplicated):
         directions = kind(rng, n, 8) @ rng.normal(size=(8, 64))
         train = (directions + 0.3 * directions.std() * rng.normal(size=(n, 64))).astype(np.float32)
@@ -168,7 +168,7 @@ def test_neighbours_and_threads_change_nothing(rng, threads):
 
 
 def test_two_samples_share_the_boundary():
-    """0 and 1: variance 1/4, gamma 4, kernel exp(-4); coefficients 1/2 each."""
+    """Samples 0 and 1: variance 1/4, gamma 4, kernel exp(-4), coefficients 1/2 each."""
     machine = VoxelwiseOneClassSVM(nu=0.5).fit(np.array([[[0], [1]]], np.float32))
     assert machine.gamma_ == pytest.approx(4)
     assert machine.dual_coef_ == pytest.approx([0.5, 0.5])
@@ -180,7 +180,7 @@ def test_two_samples_share_the_boundary():
 
 
 def test_with_nu_1_every_sample_counts_fully(latents):
-    """libsvm gives an infinite offset; here none of the samples is inside the boundary."""
+    """libsvm gives an infinite offset; here no sample is inside the boundary."""
     machine = VoxelwiseOneClassSVM(nu=1.0).fit(latents)
     assert (machine.dual_coef_ == 1).all()
     assert (machine.n_support_ == latents.shape[1]).all()
@@ -302,7 +302,7 @@ FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
 
 @pytest.fixture
 def kernels(tmp_path):
-    """Compute with a copy of the kernels, whose machine code was never kept."""
+    """Return a copy of the kernels whose machine code is not cached."""
     shutil.copyfile(smo.__file__, tmp_path / "kernels.py")
     nowhere = {"HOME": os.devnull, "XDG_CACHE_HOME": f"{os.devnull}/none"}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")} | nowhere
@@ -327,7 +327,7 @@ def test_machine_code_is_kept_beside_the_source(kernels, tmp_path):
 
 
 def test_kernels_compute_where_nothing_can_be_written(kernels, tmp_path):
-    (tmp_path / "__pycache__").touch()  # no folder can be made there, by root neither
+    (tmp_path / "__pycache__").touch()  # so that no folder can be created there, not even by root
     done = kernels(COMPUTE)
     assert done.stdout == "[4.]\n", done.stderr
 

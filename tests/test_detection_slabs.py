@@ -1,4 +1,4 @@
-"""Slabs cover a brain once, and what was taken out comes back."""
+"""Slabs cover a brain exactly once, and extracted voxels can be put back."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What detectors leave on disk, and how a slab is fitted and scored.
+"""Files of detectors, and fitting and scoring of a slab.
 
 Norms first, then one-class SVMs of many voxels, then slabs.
 """
@@ -56,7 +56,7 @@ from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 SHAPE = (18, 20, 8)
 SLAB = Slab(2, 7)
 NU = 0.1
-SINGLE = 1e-6  # absolute: what float32 rounds scores by, with room
+SINGLE = 1e-6  # absolute error of scores by rounding to float32, with a margin
 seeds = st.integers(0, 9999)
 
 
@@ -130,7 +130,7 @@ def test_what_norms_compare_is_smoothed_within_the_brain(rng):
 
 
 def test_a_low_patch_is_high_in_both_maps(rng):
-    """Where a patient's PET is below controls', and below its synthetic PET."""
+    """A patient's PET is below that of controls, and below its synthetic PET."""
     _, pet, brain = images(rng, SHAPE)
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
 
@@ -160,7 +160,7 @@ def test_a_norm_that_is_missing_is_told(tmp_path):
 
 
 def damage(path, kind, tensors, metadata):
-    """Damage a file of tensors, or put something else in its place."""
+    """Damage a file of tensors, or replace its content."""
     content = path.read_bytes()
     if kind == "truncated":
         path.write_bytes(content[:-7])
@@ -204,7 +204,7 @@ def test_a_disk_that_is_full_leaves_the_norm_that_was_there(tmp_path, norm, monk
 
 
 def fitted(seed=0, *, voxels=7, samples=12, features=5, scale=1.0):
-    """An estimator, latents of its controls, and of other people."""
+    """Return an estimator, the latents of its controls, and those of other people."""
     rng = np.random.default_rng(seed)
     controls, others = (
         (scale * rng.standard_normal((voxels, n, features))).astype(np.float32)
@@ -233,7 +233,7 @@ def test_kept_models_score_with_the_controls_latents_as_fresh_ones(seed, samples
         seed, voxels=5, samples=samples, features=features, scale=scale
     )
     error = decide(models_of(estimator), controls, others) - estimator.decision_function(others)
-    assert abs(error).max() <= SINGLE * (1 + NU * samples)  # coefficients are float32
+    assert abs(error).max() <= SINGLE * (1 + NU * samples)  # coefficients are stored as float32
 
 
 def test_models_are_read_as_they_were_written(tmp_path):
@@ -245,12 +245,12 @@ def test_models_are_read_as_they_were_written(tmp_path):
 
 
 def test_a_support_vector_takes_six_bytes(tmp_path):
-    """With 75 controls, 1.5 million voxels, 4 folds and 25 vectors a voxel: below 1 GB."""
+    """With 75 controls, 1.5 million voxels, 4 folds and 25 vectors per voxel: below 1 GB."""
     estimator, *_ = fitted(voxels=300, samples=20, features=64)
     save_models(tmp_path / "voxels.safetensors", models_of(estimator))
     total = int(estimator.n_support_.sum())
     size = (tmp_path / "voxels.safetensors").stat().st_size
-    assert size - total * 6 - 300 * (2 + 4 + 8) < 600  # its header
+    assert size - total * 6 - 300 * (2 + 4 + 8) < 600  # header
 
 
 @given(seed=seeds, cuts=st.lists(st.integers(0, 9), max_size=3).map(sorted))
@@ -326,7 +326,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """Nine controls, two others, and a brain that leaves the first slices of the slab empty."""
+    """Nine controls, two others, and a brain mask without the first slices of the slab."""
     rng = np.random.default_rng(5)
     controls = [images(rng, SHAPE)[1] for _ in range(9)]
     others = [images(rng, SHAPE)[1] for _ in range(2)]
@@ -358,7 +358,7 @@ def test_a_direction_keeps_scores_where_uptake_differs_so_and_turns_others(encod
         for row, other in enumerate(others):
             less = values_of(mean - other, brain, SLAB)
             wanted = less > 0 if direction == "hypo" else less < 0
-            clear = np.abs(less) > 1e-4  # controls are kept at 16 bits
+            clear = np.abs(less) > 1e-4  # controls are stored with 16 bits
             np.testing.assert_array_equal(scores[row][wanted & clear], both[row][wanted & clear])
             turned = ~wanted & clear
             np.testing.assert_array_equal(scores[row][turned], -np.abs(both[row][turned]))
@@ -368,7 +368,7 @@ def test_a_direction_keeps_scores_where_uptake_differs_so_and_turns_others(encod
 
 @torch.no_grad()
 def latents_by_hand(encoder, volumes, place):
-    """Latents of the patches around one voxel, (volumes, latents), without going densely."""
+    """Return the latents of the patches around one voxel, (volumes, latents), patch by patch."""
     patches = [cut_patches(volume, np.array([place]), encoder.patch) for volume in volumes]
     return encoder.encode(torch.from_numpy(np.stack(patches))).numpy()
 
@@ -418,11 +418,11 @@ def test_controls_are_packed_one_at_a_time(tmp_path):
     pack_controls([volume] * 20, tmp_path / "packed")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 6 * volume.nbytes  # all of them would be 10 at 16 bits
+    assert peak < 6 * volume.nbytes  # all of them with 16 bits would be 10
 
 
 def test_a_slab_is_scored_voxel_by_voxel_by_one_class_svms_of_the_centred_controls(encoder, cohort):
-    """By hand at every voxel: in the order of slabs, and as scikit-learn has it."""
+    """Compared at every voxel with scikit-learn, in the order of slabs."""
     _, others, brain, path = cohort
     packed = PackedControls(path, range(9))
     controls = list(np.stack([packed.slices(k) for k in range(SHAPE[2])], axis=-1))
@@ -436,13 +436,13 @@ def test_a_slab_is_scored_voxel_by_voxel_by_one_class_svms_of_the_centred_contro
         seen = latents_by_hand(encoder, others, place) - known.mean(0)
         known = known - known.mean(0)
         oracle = OneClassSVM(nu=NU, gamma="scale").fit(known).decision_function(seen)
-        # dense latents differ in their last digits, and solvers stop at 1e-3
+        # dense latents differ by rounding, and solvers stop at a tolerance of 1e-3
         np.testing.assert_allclose(scores[:, column], -oracle, rtol=0, atol=5e-4)
-    assert np.ptp(scores) > 0.05  # far beyond what is allowed for
+    assert np.ptp(scores) > 0.05  # far above the tolerance
 
 
 def test_the_mean_of_latents_does_not_widen_the_kernel(encoder, cohort):
-    """Of latents as they come, differences between their means would count as spread."""
+    """Without centring, the means of the features would count as variance."""
     models, _ = fit(encoder, cohort)
     controls, _, brain, _ = cohort
     raw = latents_at(encoder, np.stack([control[..., 4] for control in controls]), brain[..., 4])
@@ -528,7 +528,7 @@ def test_models_of_another_slab_are_refused(encoder, cohort):
 
 
 def test_only_what_the_slab_holds_is_read(encoder, cohort):
-    """Volumes are mapped from disk: slices elsewhere may hold anything."""
+    """Volumes are memory-mapped, so slices outside the slab may have any content."""
     torn = [one.copy() for one in cohort[1]]
     for one in torn:
         one[..., [0, 1, 2, 5, 7]] = np.nan

@@ -1,4 +1,4 @@
-"""A GPU computes what a CPU does: each test is run for both, for the GPU where there is one."""
+"""GPU results equal CPU results: each test runs on both, if there is a GPU."""
 
 from dataclasses import replace
 
@@ -65,7 +65,7 @@ def test_a_fold_is_trained_alike_on_either(tmp_path, visits, device, row):
     assert len(found) == len(expected) == 3
     for column in ("generator_loss", "discriminator_loss", "ssim_validation"):
         one, other = (float(rows[0][column]) for rows in (found, expected))
-        assert one == pytest.approx(other, rel=0.05, abs=0.01)  # sums in another order drift apart
+        assert one == pytest.approx(other, rel=0.05, abs=0.01)  # rounding errors grow slowly
     tensors = load_file(here / KEPT)
     assert tensors.keys() == load_file(cpu / KEPT).keys()
     assert all(tensor.device.type == "cpu" for tensor in tensors.values())
@@ -88,7 +88,7 @@ def test_a_pet_is_predicted_alike_on_either(tmp_path, visits, device, row):
         predict(visit.t1w, load_weights(out / KEPT, spec, place), spec.tiling)
         for place in ("cpu", device)
     ]
-    assert psnr(*pets) > 60 or np.array_equal(*pets)  # convolutions may be TF32 on a GPU
+    assert psnr(*pets) > 60 or np.array_equal(*pets)  # convolutions may use TF32 on a GPU
     assert pets[0].std() > 1e-3
 
 

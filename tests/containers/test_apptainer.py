@@ -1,4 +1,4 @@
-"""singularity.def, built by Apptainer as an ordinary user; run without home or environment."""
+"""Build and runs of singularity.def by Apptainer, as an ordinary user without an environment."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ CLEAN = ("--cleanenv", "--containall", "--no-home")
 
 
 def apptainer(*words, check=True, cwd=None, **environment):
-    """Run it inside its own root, as a user who is not root."""
+    """Run Apptainer inside its own root, as a non-root user."""
     return call(
         "bash",
         TOOLS / "containers" / "apptainer.sh",
@@ -41,7 +41,7 @@ def apptainer(*words, check=True, cwd=None, **environment):
 
 @pytest.fixture(scope="session")
 def sif(image, tmp_path_factory):
-    """The SIF of singularity.def, on the base that lies here in place of the registry's."""
+    """SIF of singularity.def, built on a local base image instead of the registry's."""
     need("mmdebstrap", "podman")
     if not ROOT.is_dir():
         made = call("bash", TOOLS / "containers" / "apptainer-root.sh", ROOT, check=False)
@@ -103,7 +103,7 @@ def test_a_person_is_done_without_home_or_environment(sif, bids, tmp_path):
 
 
 def test_what_the_caller_has_in_the_environment_does_no_harm(sif, tmp_path):
-    """Without --cleanenv all of it comes in."""
+    """Without --cleanenv, the container inherits all of it."""
     pollute(tmp_path)
     let_in(tmp_path)
     run = apptainer(
@@ -126,7 +126,7 @@ def test_help_labels_and_test_are_there(sif):
 
 
 def test_a_run_may_name_another_folder_of_templates(sif):
-    """And has the image's own if it does not, whatever the caller's environment says."""
+    """Otherwise it uses the image's own, whatever the caller's environment says."""
     words = (sif, "printenv", "TEMPLATEFLOW_HOME")
     own, place = "/opt/mri2pet/templateflow", "/fetched/templateflow"
     caller = {"TEMPLATEFLOW_HOME": "/of/the/caller"}

@@ -1,4 +1,4 @@
-"""The image of the Dockerfile, built and run as on a cluster."""
+"""Image of the Dockerfile, built, and run as on a cluster."""
 
 import json
 import re
@@ -24,9 +24,9 @@ from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
 from bids_app import nifti
 
 pytestmark = pytest.mark.slow
-LARGEST = 2.0e9  # bytes; 1.90e9 was seen
+LARGEST = 2.0e9  # bytes; measured: 1.90e9
 LARGEST_OF_CODE = 100e6  # bytes; our choice
-FUNCTIONS = 3  # that smo compiles for its callers: scale, fit, score
+FUNCTIONS = 3  # functions that smo compiles for its callers: scale, fit, score
 
 
 def digests(folder):
@@ -35,7 +35,7 @@ def digests(folder):
 
 @pytest.fixture(scope="module")
 def done(image, bids, tmp_path_factory):
-    """One run: no network, no name, no home, nothing to write to but /out and a small /tmp."""
+    """One run without network, user name or home, with only /out and a small /tmp writable."""
     out = make_out(tmp_path_factory.mktemp("docker"))
     before = digests(bids)
     volumes = ("-v", f"{bids}:/bids:ro", "-v", f"{out}:/out")
@@ -66,7 +66,7 @@ def test_a_run_as_on_a_cluster_gives_what_a_run_here_gives(done, bids, tmp_path)
 
 
 def test_nothing_but_the_answer_is_said(done):
-    """No library complains of a place that it cannot write to."""
+    """No library complains about a folder that it cannot write to."""
     _, run = done
     said = [line for line in run.stderr.splitlines() if line.strip()]
     assert all(line.startswith("sub-control01: ") for line in said), said
@@ -118,7 +118,7 @@ def test_labels_and_size(image):
 
 
 def layers_of(image):
-    """Digests of its layers, from the base on, and their sizes in bytes."""
+    """Return the digests of the image's layers, from the base on, and their sizes in bytes."""
     told = json.loads(podman("image", "inspect", image).stdout)[0]["RootFS"]["Layers"]
     steps = json.loads(podman("history", "--format", "json", image).stdout)
     return told, [step["size"] for step in reversed(steps) if step["size"]]
@@ -149,7 +149,7 @@ def run_python(image, *words, environment=()):
 
 
 def test_machine_code_of_numba_was_filled_when_the_image_was_built(image):
-    """For the code where it was installed: nothing is compiled again."""
+    """It is valid for the installed code, so nothing is compiled again."""
     code = """
 import os
 from bids_app.resources import settled
@@ -172,7 +172,7 @@ def test_byte_code_was_filled_when_the_image_was_built(image):
 
 
 def test_a_template_that_was_fetched_beforehand_is_bound(image, bids, tmp_path):
-    """As docs/hpc.md has it, but for the network: there is none, so files are put there."""
+    """As in docs/hpc.md, except that there is no network, so the files are created here."""
     fetched, name = make_out(tmp_path), "MNI152NLin6Asym"
     place = ("-e", "TEMPLATEFLOW_HOME=/fetched/templateflow")
     options = (*AS_A_CLUSTER, *place, "-v", f"{fetched}:/fetched", "--entrypoint", "mri2pet-fetch")
@@ -182,7 +182,7 @@ def test_a_template_that_was_fetched_beforehand_is_bound(image, bids, tmp_path):
     images = {"T1w": load_mni152_template(1), "desc-brain_mask": load_mni152_brain_mask(1)}
     for suffix, stored_image in images.items():
         path = fetched / "templateflow" / f"tpl-{name}" / f"tpl-{name}_res-01_{suffix}.nii.gz"
-        assert path.stat().st_size == 0  # TemplateFlow's stub of it, which the run has made
+        assert path.stat().st_size == 0  # TemplateFlow's stub of it, created by the run
         stored_image.to_filename(path)
     out = make_out(tmp_path / "run")
     volumes = ("-v", f"{bids}:/bids:ro", "-v", f"{out}:/out", "-v", f"{fetched}:/fetched:ro")

@@ -1,4 +1,4 @@
-"""Less memory than a step needs, as a container's or a job's control group grants it."""
+"""Runs in a control group with less memory than a step needs, as in a container or a job."""
 
 import errno
 import os
@@ -11,11 +11,11 @@ from engines import call
 from bids_app import resources
 
 pytestmark = pytest.mark.slow
-LIMIT = 800 << 20  # bytes; brain extraction needs more, all else less
+LIMIT = 800 << 20  # bytes; less than brain extraction needs, enough for all other steps
 
 
 def remove(folder):
-    """Remove a control group, once the last process has left it."""
+    """Remove a control group once its last process has left it."""
     for _ in range(100):
         try:
             return folder.rmdir()
@@ -28,7 +28,7 @@ def remove(folder):
 
 @pytest.fixture
 def group():
-    """The folder of a control group of this memory; version 1, or 2 where it may be made."""
+    """Folder of a control group with this memory limit, of version 1 or 2."""
     own = [path for path in resources.own_groups(resources.CGROUP) if path.is_dir()]
     limits = ("memory.max", "memory.limit_in_bytes")
     for parent in reversed(own):

@@ -1,4 +1,4 @@
-"""A real SLURM of one node: the same results as on one machine, and a job that is cancelled."""
+"""Runs on a real one-node SLURM: same results as on one machine, and cancellation of a job."""
 
 import os
 import re
@@ -15,13 +15,13 @@ from engines import PROJECT, TOOLS, call
 from bids_app.files import write_tsv
 
 pytestmark = pytest.mark.slow
-STAMPED = (".h5", ".html")  # hold the time at which they were written
+STAMPED = (".h5", ".html")  # files that contain the time at which they were written
 PARTICIPANT = ("participant", "--sloppy", "--omp-nthreads", "1")
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
-    """The environment in which sbatch works; the cluster is started, and stopped at the end."""
+    """Environment in which sbatch works; the cluster is started, and stopped at the end."""
     if shutil.which("sbatch") is None or shutil.which("slurmctld") is None:
         pytest.skip("SLURM is not installed")
     if os.geteuid() != 0 or not (TOOLS / "slurm" / "up.sh").is_file():
@@ -32,7 +32,7 @@ def slurm(tmp_path_factory):
     if not running:
         with (tmp_path_factory.mktemp("slurm") / "log").open(
             "w"
-        ) as log:  # its daemons keep it open
+        ) as log:  # its daemons keep the file open
             subprocess.run(["bash", TOOLS / "slurm" / "up.sh"], stdout=log, stderr=log, check=True)
     yield environment
     if not running:
@@ -48,14 +48,14 @@ def bids(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(bids, tmp_path_factory):
-    """The results of one machine."""
+    """Results of a run on one machine without SLURM."""
     out = tmp_path_factory.mktemp("alone") / "out"
     call("mri2pet", bids, out, *PARTICIPANT)
     return out
 
 
 def contents(out):
-    """Each file with its bytes, or None if it holds a time."""
+    """Return the bytes of each file, or None if it contains a time."""
     paths = [
         p
         for p in out.rglob("*")
@@ -75,7 +75,7 @@ def test_steps_as_jobs_give_the_same_files(slurm, bids, alone, tmp_path):
 
 
 def submit(slurm, tasks, bids, out, *options, wait=()):
-    """Submit the array job; what its tasks say goes beside their output folder."""
+    """Submit the array job; the logs of its tasks are written next to their output folder."""
     script, logs = PROJECT / "containers" / "slurm-array.sh", out.parent
     return call(
         "sbatch",
@@ -154,7 +154,7 @@ def test_a_job_that_is_cancelled_is_told_and_another_run_finishes(slurm, bids, a
 
 @pytest.fixture(scope="module")
 def screened(tmp_path_factory):
-    """Derivatives of four controls and a patient, made and not registered."""
+    """Derivatives of four controls and a patient, simulated rather than registered."""
     out, rng = tmp_path_factory.mktemp("group") / "out", np.random.default_rng(5)
     groups = {**dict.fromkeys(("c1", "c2", "c3", "c4"), "control"), "p1": "patient"}
     write_controls(out, [], rng)
@@ -193,5 +193,5 @@ def test_the_group_level_as_jobs_gives_the_same_files(slurm, screened, tmp_path)
 
 
 def told_of_run(name):
-    """Whether a file tells when it was made, or by which command."""
+    """Return whether a file records when it was made, or by which command."""
     return name.endswith(("card.json", "dataset_description.json"))
