@@ -1,4 +1,4 @@
-"""What comes in from the disk is right, or refused at once; what goes out is whole."""
+"""Input from disk is read correctly or refused at once, and output is written completely."""
 
 import gzip
 import json
@@ -21,14 +21,14 @@ from bids_app.imaging.intensity import clip_spikes
 from bids_app.interfaces.imaging import ReadPET, ReadT1w
 
 SHAPE = (17, 14, 11)
-MANY = max(300, settings.default.max_examples)  # the profile "long" has more
+MANY = max(300, settings.default.max_examples)  # more in the profile "long"
 CODES = ["".join(c) for order in permutations(["RL", "AP", "SI"]) for c in product(*order)]
 FIELDS = nib.Nifti1Header().template_dtype.fields
 
 
 @pytest.fixture(scope="module")
 def head():
-    """A head of whole numbers, so that any type holds it, on an oblique grid."""
+    """Return a head of integers, so that any data type can store it, on an oblique grid."""
     rng = np.random.default_rng(3)
     affine = nib.affines.from_matvec(
         nib.eulerangles.euler2mat(0.1, -0.2, 0.05) @ np.diag([4.0, 5, 6]), (-30, 41, -22)
@@ -37,20 +37,20 @@ def head():
 
 
 def node(interface, tmp_path, **inputs):
-    """Run a node in a folder of its own; give its outputs."""
+    """Run a node in its own folder; return its outputs."""
     cwd = tmp_path / f"node_{interface.__name__}"
     cwd.mkdir(exist_ok=True)
     return interface(**inputs).run(cwd=str(cwd)).outputs
 
 
 def reoriented(data, affine, code):
-    """Store the same world in another order of voxels, by nibabel."""
+    """Reorder the voxels of an image without changing world coordinates, by nibabel."""
     turn = ornt_transform(nib.io_orientation(affine), axcodes2ornt(code))
     return nib.apply_orientation(data, turn), affine @ inv_ornt_aff(turn, data.shape)
 
 
 def in_ras(image):
-    """Give voxels in the order RAS, and their affine, by nibabel."""
+    """Return the voxels in RAS order, and their affine, by nibabel."""
     return reoriented(image.data, image.affine, "RAS")
 
 
@@ -69,7 +69,7 @@ def coded(data, affine, cls=nib.Nifti1Image, *, sform=1, qform=1, order="<"):
 
 
 def patched(image, **fields):
-    """Change fields of a header to what nibabel would not write."""
+    """Set fields of a header to values that nibabel would not write."""
     content = bytearray(image.to_bytes())
     size = image.header.sizeof_hdr
     header = type(image.header)(
@@ -81,7 +81,7 @@ def patched(image, **fields):
     return bytes(content)
 
 
-# Laws: however it is stored, it is the same head
+# Properties: the head is the same however it is stored
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -138,7 +138,7 @@ def test_what_float32_cannot_hold_is_divided_and_told(tmp_path, head, unit):
 @pytest.mark.parametrize("field", ["srow_x", "srow_z", "quatern_b", "qoffset_x", "scl_slope"])
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_nan_of_a_header_that_signals_gives_no_warning(tmp_path, head, field):
-    """Damaged bytes do that; numpy warns on the terminal when it converts such a NaN."""
+    """Damaged bytes may hold one; numpy warns when it converts such a NaN."""
     place = nib.Nifti1Header.template_dtype.fields[field][1]
     content = bytearray(coded(*head).to_bytes())
     content[place : place + 4] = bytes.fromhex("0100a07f")
@@ -148,7 +148,7 @@ def test_a_nan_of_a_header_that_signals_gives_no_warning(tmp_path, head, field):
 
 @pytest.mark.parametrize("value", [1e300, -1e39])
 def test_a_broken_voxel_beyond_float32_does_not_scale_the_others(tmp_path, head, value):
-    """Tissue would be 0 after a division by it."""
+    """Otherwise, dividing by it would make all tissue 0."""
     data = head[0].astype(np.float64)
     data[3, 4, 5] = value
     image = nifti.load_scan(write(tmp_path / "a.nii", coded(data, head[1]).to_bytes()))
@@ -179,7 +179,7 @@ def test_usual_units_are_kept(tmp_path, head, unit):
 
 @pytest.fixture
 def unknown(tmp_path, head):
-    """An image whose header has no orientation; its voxels are stored as LPS."""
+    """Image whose header has no orientation; its voxels are stored as LPS."""
     data, affine = reoriented(head[0], np.diag([4.0, 5, 6, 1]), "LPS")
     return write(tmp_path / "u.nii.gz", coded(data, affine, sform=0, qform=0).to_bytes())
 
@@ -226,7 +226,7 @@ def test_vouching_changes_nothing_where_the_header_knows(tmp_path, head):
     ("turn", "words"),
     [
         (np.diag([-1, 1, 1, 1]), "left and right"),
-        (np.diag([-1, -1, 1, 1]), "left and right"),  # as handed as before
+        (np.diag([-1, -1, 1, 1]), "left and right"),  # same handedness as before
         (np.diag([1, -1, 1, 1]), "differ by up to"),
         (nib.affines.from_matvec(np.eye(3), (9, 0, 0)), "by up to 9 mm"),
         (nib.affines.from_matvec(nib.eulerangles.euler2mat(0.3), (0, 0, 0)), "differ by up to"),
@@ -250,7 +250,7 @@ def test_a_qform_stands_in_for_a_broken_sform(tmp_path, head, value):
     assert "qform was used" in " ".join(image.notes)
 
 
-# What is no image of a head, or no file, is refused at once
+# Files that are no image of a head are refused at once
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_five_axes_with_a_single_fourth_are_frames(tmp_path, head):
 
 
 def zeros(path, head, count, **fields):
-    """Write a header and zeros, compressed as much as they can be."""
+    """Write a header and zeros, with maximum compression."""
     with gzip.open(path, "wb", compresslevel=9) as file:
         file.write(patched(coded(*head), **fields)[:352])
         for _ in range(count):
@@ -387,7 +387,7 @@ def make_special(path, kind):
     else:
         with socket.socket(socket.AF_UNIX) as one:
             here = os.open(path.parent, os.O_RDONLY)
-            one.bind(f"/proc/self/fd/{here}/{path.name}")  # names of sockets are short
+            one.bind(f"/proc/self/fd/{here}/{path.name}")  # names of sockets must be short
             os.close(here)
 
 
@@ -419,7 +419,7 @@ def test_json_as_deep_as_a_well_is_refused(tmp_path, content):
 def test_an_endless_sidecar_is_not_read(tmp_path):
     path = tmp_path / "a.json"
     with path.open("wb") as file:
-        file.truncate(1 << 40)  # takes no room on the disk
+        file.truncate(1 << 40)  # sparse, so it takes no room on the disk
     with pytest.raises(UnusableDataError, match=r"a\.json: has 1099512 MB"):
         files.read_json(path)
 
@@ -510,7 +510,7 @@ def test_gaps_are_filled_and_marked():
 
 def test_a_gap_at_the_border_is_not_enclosed():
     valid = np.ones((9, 9, 9), bool)
-    valid[:, :, :3] = False  # the image does not reach
+    valid[:, :, :3] = False  # beyond the edge of the image
     valid[4, 4, 6] = False
     expected = np.zeros((9, 9, 9), bool)
     expected[4, 4, 6] = True
@@ -524,10 +524,10 @@ BALL = np.sqrt((BALL**2).sum(0)) < 15
 @pytest.mark.parametrize(
     ("where", "count"),
     [
-        ((20, 20, 20), 1),  # in the middle of the brain
+        ((20, 20, 20), 1),  # in the centre of the brain
         ((20, 20, 5 + 1), 0),  # in its outermost voxels
         ((20, 20, 2), 0),  # outside
-        ((slice(None), slice(None), slice(0, 9)), int(BALL[:, :, :9].sum())),  # shallow, but much
+        ((slice(None), slice(None), slice(0, 9)), int(BALL[:, :, :9].sum())),  # shallow, but large
     ],
 )
 def test_gaps_that_make_a_brain_unusable_are_counted(where, count):
@@ -605,7 +605,7 @@ def test_orientation_reaches_the_nodes(tmp_path, unknown, code):
         assert np.array_equal(read.data, expected.data)
 
 
-# What goes out
+# Output
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -629,7 +629,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, name):
-    """Watch the calls: a machine that loses power cannot be had in a test."""
+    """Checked by the order of system calls, since a test cannot cause a power failure."""
     (tmp_path / "source").write_text("new")
     target, done = tmp_path / "target.nii", []
     target.write_text("old")
@@ -656,7 +656,7 @@ def test_what_cannot_be_written_leaves_the_old_file_alone(tmp_path, monkeypatch,
     def fail(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", fail)  # as some disks say only then
+    monkeypatch.setattr(os, "fsync", fail)  # some disks report errors only then
     with pytest.raises(ReadWriteError, match=r"target\.nii: .*No space left"):
         WRITERS[name](target)
     assert target.read_text() == "old"

@@ -1,4 +1,4 @@
-"""The reports that the documentation shows as an example."""
+"""Example reports of the documentation."""
 
 import importlib.util
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-LARGEST = 4_000_000  # bytes, all pages together: they are in every copy of the project
+LARGEST = 4_000_000  # bytes of all pages; they are in every copy of the project
 MACHINE = re.compile(r"[\s\"'=](/(?:tmp|home|root|work|Users)/[\w.-]+)")
 
 

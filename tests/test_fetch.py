@@ -1,4 +1,4 @@
-"""What is fetched is what was published, or nothing is written. Files lie on the disk here."""
+"""Downloads are written only if they match the published files; files are local here."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ def tensors():
 
 @pytest.fixture
 def net(tmp_path, tensors, monkeypatch):
-    """Both files, as their authors have them: AlexNet has more than its convolutions."""
+    """Both files, as published; that of AlexNet also contains its other layers."""
     features = {k: v for k, v in tensors.items() if k.startswith("features.")}
     parts = {
         "ALEXNET": {**features, "classifier.1.weight": torch.rand(3, 4)},

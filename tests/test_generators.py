@@ -36,7 +36,7 @@ def shipped(tmp_path, monkeypatch):
 
 @pytest.fixture
 def out(tmp_path):
-    """A derivative dataset with a generator in it."""
+    """Derivative dataset that contains a generator."""
     spec = replace(MODELS["semi3d-gan-mse"], n_blocks=0, width=1)
     affine = tuple(tuple(row) for row in GRID.affine.tolist())
     card = Card("mine", "7", spec, "T", GRID.shape, affine, "", "noise", "tests", (), "none", 0)
@@ -102,11 +102,11 @@ def test_what_is_shipped_fits_the_default_grid(tmp_path, sloppy, resolution):
         assert 0 < factor < 3
 
 
-# Beyond the paper
+# Options beyond the paper
 
 
 def add_generator(folder, model="semi3d-gan-mse", reference=None, grid=GRID):
-    """Write a small generator; with a reference, of which only the content counts here."""
+    """Write a small generator, optionally with a placeholder for a reference."""
     spec = replace(MODELS[model], n_blocks=0, width=1)
     affine = tuple(tuple(row) for row in grid.affine.tolist())
     card = Card("mine", "7", spec, "T", grid.shape, affine, "", "noise", "tests", (), "none", 0)
@@ -209,7 +209,7 @@ def test_whom_an_initial_generator_has_seen_the_one_that_went_on_from_it_has_see
     assert [origin.name for origin in third.origins] == ["c", "b", "a"]
     for label, dataset in (("01", "Old"), ("02", "New"), ("03", "New")):
         assert has_seen(third, label, [dataset], out)
-    assert not has_seen(third, "01", ["New"], out)  # another person of that label
+    assert not has_seen(third, "01", ["New"], out)  # another person with the same label
     assert "sub-01 of the dataset 'Old'" in describe_namesakes(third, ["01"], ["New"], out)
     assert known_labels(third) == {"01", "02", "03"}
 

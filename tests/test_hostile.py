@@ -1,6 +1,6 @@
-"""Files that others made: whatever they hold, a result, or one sentence; soon, and no memory.
+"""Untrusted files: any content leads to a result or a message, soon and within little memory.
 
-Few examples in a usual run; ``HYPOTHESIS_PROFILE=long`` runs 20,000 of each (CONTRIBUTING.md).
+Usual runs have few examples; ``HYPOTHESIS_PROFILE=long`` runs 20,000 of each (CONTRIBUTING.md).
 """
 
 import json
@@ -88,8 +88,8 @@ DETECTOR = detectors.DetectorCard(
     files={"a/b.nii.gz": "0" * 64},
     makers=[{"name": "g"}],
 )
-SOON = 1.0  # seconds
-MEMORY = 1 << 28  # bytes beyond what the process has
+SOON = 1.0  # s
+MEMORY = 1 << 28  # bytes, in addition to what the process has
 
 odd_numbers = st.sampled_from(
     [-1, 0, 1, 10**5, 10**9, 2**63, 2**64, 10**400, 1e308, 1e5, -0.5, float("nan"), float("inf")]
@@ -110,14 +110,14 @@ junk = st.one_of(st.binary(max_size=300), deep.map(str.encode), st.just(b"\xff\x
 
 
 def places(value, path=()):
-    """List the ways to all that stands in a value."""
+    """List the paths to all values within a nested value."""
     inner = value.items() if isinstance(value, dict) else ()
     inner = enumerate(value) if isinstance(value, list) else inner
     return [path, *(way for key, item in inner for way in places(item, (*path, key)))]
 
 
 def put(value, path, new):
-    """Put something else in a place of a value."""
+    """Replace the value at a path."""
     if not path:
         return new
     key, *rest = path
@@ -128,7 +128,7 @@ def put(value, path, new):
 
 @st.composite
 def damaged(draw, whole):
-    """Change a whole card in a place or two, add a field, name one twice, or tear the text."""
+    """Change one or two places of a card, add a field, duplicate one, or corrupt the text."""
     whole = json.loads(json.dumps(whole))
     for _ in range(draw(st.integers(1, 2))):
         whole = put(whole, draw(st.sampled_from(places(whole))), draw(values))
@@ -147,7 +147,7 @@ def damaged(draw, whole):
 
 @contextmanager
 def soon():
-    """Allow a second, and little memory."""
+    """Check that code takes less than a second and little memory."""
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     yield
     assert time.process_time() - started < SOON
@@ -155,7 +155,7 @@ def soon():
 
 
 def is_answered(read, *arguments):
-    """Whether there is a result; else there is a sentence."""
+    """Return whether there is a result; otherwise check that there is a message."""
     told = None
     with soon():
         try:
@@ -295,7 +295,7 @@ def write_header(path, header, size):
 
 
 def test_the_header_is_compared_before_a_network_is_built(tmp_path, tensors, monkeypatch):
-    """Weights of a network four times as wide; nothing is allocated for either."""
+    """Weights of a network four times as wide; neither network is allocated."""
     monkeypatch.setattr("bids_app.synthesis.inference.load_file", lambda _: pytest.fail("was read"))
     for wrong in (
         {k: torch.zeros(4 * v.shape[0], *v.shape[1:]) for k, v in tensors.items()},
@@ -364,7 +364,7 @@ def test_weights_that_are_no_numbers_are_neither_written_nor_read(tmp_path, tens
 
 @pytest.fixture(scope="module")
 def whole(place, tensors):
-    """One file of each kind of tensors, and what reads it."""
+    """Return one file of each kind of tensors, and the function that reads it."""
     rng = np.random.default_rng(3)
     folder = place / "whole"
     folder.mkdir()
@@ -464,7 +464,7 @@ def test_a_norm_that_is_no_number_is_neither_written_nor_read(tmp_path):
     assert not (tmp_path / "n").exists()
 
 
-# Files of settings
+# Settings files
 
 
 filter_files = damaged({"t1w": {"acquisition": "a", "run": [1, 2]}, "pet": {"rec": None}}) | junk
@@ -536,7 +536,7 @@ def test_any_file_of_options_is_read_or_refused(place, text):
         with suppress(SystemExit), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             parse(["/raw", "/out", "participant", "--config-file", str(path)])
 
-    is_answered(read)  # argparse, too, has said why
+    is_answered(read)  # argparse has printed the reason as well
 
 
 cells = st.one_of(
@@ -593,7 +593,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
 
 
 def test_lists_and_cards_are_files_of_some_size(tmp_path):
-    """A named pipe would be read for ever, and an endless file into memory."""
+    """A named pipe would block for ever, and an endless file would fill the memory."""
     pipe, endless = tmp_path / "pipe", tmp_path / "endless"
     os.mkfifo(pipe)
     with endless.open("wb") as file:

@@ -1,4 +1,4 @@
-"""PET that does not cover the brain: what lies outside its field of view counts nowhere."""
+"""PET that does not cover the brain: voxels outside the field of view are ignored."""
 
 import math
 from concurrent.futures import ProcessPoolExecutor
@@ -22,14 +22,14 @@ AFFINE[:3, 3] = -58, -70, -60
 
 
 def ball(shape=SHAPE):
-    """An ellipsoid brain that keeps 3 voxels from the border."""
+    """Return an ellipsoid brain at least 3 voxels from the border."""
     x = np.indices(shape).astype(float)
     half = (np.array(shape).reshape(3, 1, 1, 1) - 1) / 2
     return (((x - half) / (half - 3)) ** 2).sum(0) <= 1
 
 
 def without_top(voxels, shape=SHAPE):
-    """What is covered where the top slices of the brain are cut off."""
+    """Return the coverage of a PET that lacks the top slices of the brain."""
     top = int(np.where(ball(shape).any((0, 1)))[0].max())
     return np.broadcast_to(np.arange(shape[2]) <= top - voxels, shape)
 
@@ -46,7 +46,7 @@ def test_planes_that_only_fill_a_scan_up_are_no_field_of_view(before, after, axi
 
 @pytest.mark.parametrize("filling", [0.0, -3.0])
 def test_a_gap_between_beds_and_a_wedge_are_no_field_of_view(rng, filling):
-    """What one value fills up to a face of the scan was not measured, wherever it lies."""
+    """Voxels of one value that extend to a face of the scan were not measured, anywhere."""
     data = rng.random((16, 18, 20)).astype(np.float32) + 1
     x, y, z = np.indices(data.shape)
     for gap in ((z >= 9) & (z < 12), z == 9, 0.7 * y + z > 22, x + y + z > 40):
@@ -55,7 +55,7 @@ def test_a_gap_between_beds_and_a_wedge_are_no_field_of_view(rng, filling):
 
 
 def test_dead_tissue_a_few_dark_voxels_and_an_even_scan_are_data(rng):
-    """A cyst has a head around it; noise that happens to be 0, here and there, is a measurement."""
+    """A cyst is surrounded by the head, and noise that happens to be 0 is a measurement."""
     data = rng.random((16, 18, 20)).astype(np.float32) + 1
     data[5:10, 6:11, 7:12] = 0
     data[0, 3, 4] = data[0, 9, 4] = data[7, 0, 0] = 0
@@ -76,7 +76,7 @@ def test_dead_tissue_a_few_dark_voxels_and_an_even_scan_are_data(rng):
 )
 @pytest.mark.parametrize("order", ["RAS", "LPI", "PSR"])
 def test_what_is_missing_is_named_by_its_end_whatever_the_order_of_voxels(axis, sign, words, order):
-    """Six slices of 4 mm are cut off; voxels are stored in another order and direction."""
+    """Six slices of 4 mm are missing; voxels are stored in another order and direction."""
     brain = ball()
     place = np.arange(SHAPE[axis])
     inside = np.where(brain.any(tuple({0, 1, 2} - {axis})))[0]
@@ -123,7 +123,7 @@ def test_a_gap_between_beds_is_no_surface(top):
 
 
 def test_identical_images_with_other_gaps_are_alike(rng):
-    """The synthetic PET has the whole brain, the real one a gap, which is no difference."""
+    """The synthetic PET covers the brain, the real one has a gap; this is no difference."""
     brain, covered = ball(), without_top(8)
     image = np.where(brain, rng.random(SHAPE), 0).astype(np.float32)
     gap = np.where(covered, image, 0).astype(np.float32)
@@ -136,7 +136,7 @@ def test_identical_images_with_other_gaps_are_alike(rng):
 
 
 def test_a_gap_changes_no_measure_of_what_is_left(rng):
-    """SSIM is the mean over windows that touch no gap; what lies in the gap does not matter."""
+    """SSIM is the mean over windows that touch no gap; values in the gap do not matter."""
     brain, covered = ball(), without_top(8)
     one, other = (np.where(brain, rng.random(SHAPE), 0).astype(np.float32) for _ in range(2))
     hole = brain & ~covered
@@ -158,7 +158,7 @@ def test_a_box_that_touches_a_hole_is_near_it():
 
 @pytest.fixture
 def saved(tmp_path):
-    """Write a volume on a grid; give its path."""
+    """Write a volume on a grid; return its path."""
 
     def save(name, data, affine=AFFINE):
         nifti.save(nifti.Image(data, affine), tmp_path / f"{name}.nii.gz")
@@ -169,7 +169,7 @@ def saved(tmp_path):
 
 @pytest.fixture(scope="module")
 def itk_process():
-    """A fresh process, so that ITK never computes beside torch."""
+    """Executor with a fresh process, so that ITK never computes in a process with torch."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         yield pool
 
@@ -188,7 +188,7 @@ def run(interface, folder):
 
 
 def test_the_scale_of_a_pet_is_that_of_the_brain_it_covers(saved, tmp_path, rng):
-    """The percentile is taken over covered voxels: a gap does not lower it, nor what fills it."""
+    """The percentile is over covered voxels: neither the gap nor its fill value changes it."""
     brain, covered = ball(), without_top(10)
     pet = rng.random(SHAPE).astype(np.float32) * 5
     field = saved("field", covered.astype(np.float32))
@@ -211,7 +211,7 @@ def test_the_scale_of_a_pet_is_that_of_the_brain_it_covers(saved, tmp_path, rng)
 
 def test_voxels_that_need_what_was_not_measured_are_not_covered(saved, tmp_path):
     field = np.ones(SHAPE, np.float32)
-    field[:, :, 20] = 0.99  # a hundredth of the interpolation comes from beyond
+    field[:, :, 20] = 0.99  # a hundredth of the interpolated value comes from outside
     node = MeasureCoverage(
         image=saved("pet", field), field_of_view=saved("field", field), mask=saved("brain", ball())
     )
@@ -237,8 +237,9 @@ def test_the_field_of_view_leaves_out_empty_planes_and_what_is_known_not_to_be_v
 def test_a_field_of_view_that_ends_in_the_brain_is_carried_with_its_pet(
     run_itk, saved, tmp_path, rng, padded
 ):
-    """Known by geometry: the PET lies tilted, and ends at a plane; padded, that plane is the last
-    one with data, else half a voxel beyond it.
+    """Known by geometry: the PET is tilted and ends at a plane.
+
+    The plane is the last one with data if padded, and half a voxel beyond it otherwise.
     """
     brain, zoom = ball(), 5.0
     affine = np.diag([zoom, zoom, zoom, 1])
@@ -260,9 +261,9 @@ def test_a_field_of_view_that_ends_in_the_brain_is_carried_with_its_pet(
     height = ((places - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T)[..., 2]
     expected = height <= (25 if padded else 25.5)
     covered = nifti.load(found["coverage"]).data > 0
-    assert (covered ^ expected)[brain].mean() < 0.002  # rounding at the very plane
+    assert (covered ^ expected)[brain].mean() < 0.002  # rounding at the plane itself
     assert abs(found["sidecar"]["BrainCoverage"] - expected[brain].mean()) < 0.002
     assert 0.5 < expected[brain].mean() < 0.95
     inside = nifti.load(found["image"]).data
-    assert inside[brain & covered].min() > 0.99  # nothing is mixed with what fills up
+    assert inside[brain & covered].min() > 0.99  # no fill values are mixed in
     assert not inside[~covered].any()

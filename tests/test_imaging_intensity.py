@@ -81,7 +81,7 @@ def test_scaled_intensities_lie_between_0_and_1_and_are_0_outside(rng):
 
 def test_the_percentile_of_the_brain_alone_becomes_1():
     volume = np.arange(1, 103, dtype=np.float32).reshape(1, 1, 102)
-    brain = volume <= 101  # its 90th percentile is 91; 102 lies outside
+    brain = volume <= 101  # its 90th percentile is 91; the voxel of 102 is outside
     scaled = scale_to_unit(volume, brain, percentile=90.0)
     assert scaled[0, 0, :91] == pytest.approx(volume[0, 0, :91] / 91)
     assert (scaled[0, 0, 90:101] == 1).all()
@@ -219,7 +219,7 @@ def test_similarity_of_independent_volumes_is_1(rng):
 
 
 def test_similarity_by_hand():
-    """X and Y share one bit of two: H(X) = H(Y) = 2 bits, H(X, Y) = 3 bits."""
+    """X and Y share one of two bits: H(X) = H(Y) = 2 bits, H(X, Y) = 3 bits."""
     one, other = np.zeros((2, 2, 2), np.float32), np.zeros((2, 2, 2), np.float32)
     for i, j, k in np.ndindex(2, 2, 2):
         one[i, j, k], other[i, j, k] = 2 * i + j, 2 * i + k
@@ -256,7 +256,7 @@ def test_ssim_of_equal_volumes_is_1(rng):
 
 
 def test_ssim_of_a_constant_pair_by_hand():
-    """Without variance only luminance is left: (2·0.2·0.6 + C1) / (0.2² + 0.6² + C1)."""
+    """Without variance, only the luminance term is left: (2·0.2·0.6 + C1) / (0.2² + 0.6² + C1)."""
     dark, bright = np.full((8, 8, 8), 0.2, np.float32), np.full((8, 8, 8), 0.6, np.float32)
     assert ssim(dark, bright) == pytest.approx(0.2401 / 0.4001, abs=1e-4)
 
@@ -303,7 +303,7 @@ def test_matching_keeps_ranks(values, other):
 @given(values=brightness)
 def test_matching_with_its_own_quantiles_changes_nothing(values):
     volume, everywhere = line(values)
-    levels = 6 * len(values) - 5  # the quantiles of all ranks, and half ranks of ties, are known
+    levels = 6 * len(values) - 5  # the quantiles at all ranks and half ranks of ties are known
     matched = match_quantiles(volume, everywhere, quantiles_of(values, levels))
     assert matched == pytest.approx(volume, abs=1e-6)
 

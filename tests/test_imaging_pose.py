@@ -18,7 +18,7 @@ def degrees_between(one, other):
 
 
 def moved(affine, turn, shift=(0.0, 0.0, 0.0)):
-    """Turn the header of a head, then shift it; give its affine, and what was done."""
+    """Rotate and shift the affine of a head; return the affine and the transform."""
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = turn, shift
     return pose @ affine, pose
@@ -26,7 +26,7 @@ def moved(affine, turn, shift=(0.0, 0.0, 0.0)):
 
 @pytest.fixture(scope="module")
 def head():
-    """T1w and PET of one brain, and where it is."""
+    """Return T1w, PET and mask of one brain."""
     rng = np.random.default_rng(3)
     t1w, pet = brain(rng), brain(rng, inverted=True)
     return t1w, pet, t1w > 0
@@ -43,7 +43,7 @@ def search(template, t1w, affine):
 
 
 def error_of(pose, true, inside):
-    """Mean distance in mm over the brain."""
+    """Return the mean distance over the brain, in mm."""
     voxels = np.argwhere(inside)[::50]
     points = np.c_[voxels, np.ones(len(voxels))] @ head_affine().T
     return np.linalg.norm((points @ (pose - true).T)[:, :3], axis=1).mean()
@@ -88,7 +88,7 @@ def test_any_direction_is_found(head, seed, bounded):
 
 @pytest.mark.parametrize("tilt", [0, 10, 20])
 def test_a_good_header_is_kept(head, template, tilt):
-    """A brain is like itself seen in a mirror, and a little like itself turned by 180°."""
+    """A brain resembles its mirror image, and slightly itself turned by 180°."""
     turn = Rotation.from_euler("xyz", (tilt, tilt / 2, -tilt / 2), degrees=True).as_matrix()
     affine, _ = moved(head_affine(), turn, (0, 10.0, -10.0))
     found = search(template, head[0], affine).find()
@@ -100,7 +100,7 @@ def test_a_good_header_is_kept(head, template, tilt):
 @pytest.mark.parametrize("unit", [1e-28, 1e35])
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_the_unit_of_an_image_changes_no_score(head, template, unit):
-    """Squares of 32-bit floats end at 1e-45 and at 1e38."""
+    """Squares of 32-bit floats range from 1e-45 to 1e38."""
     scores = [
         search(template, (head[0] * factor).astype(np.float32), head_affine()).score(np.eye(4))
         for factor in (1, unit)
@@ -124,7 +124,7 @@ def test_a_pose_is_better_only_if_it_is_far_and_clearly_more_alike():
 
 
 def test_what_a_pet_does_not_reach_does_not_count(head):
-    """The lowest fifth of the brain is missing; elsewhere all is as before."""
+    """The lowest fifth of the brain is missing; the rest is unchanged."""
     t1w, pet, inside = head
     uptake = expected_uptake(classify(t1w, inside))
     where = ndimage.binary_dilation(inside, iterations=2)
@@ -139,4 +139,4 @@ def test_what_a_pet_does_not_reach_does_not_count(head):
     assert error_of(search.find().matrix, true, inside) < 4
     away = np.eye(4)
     away[:3, 3] = 120, 0, 0
-    assert search.score(true @ away) == -1  # less than half is seen
+    assert search.score(true @ away) == -1  # less than half of the brain is inside

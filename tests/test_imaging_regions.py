@@ -1,4 +1,4 @@
-"""Uptake by region: means, ratios, asymmetry."""
+"""Uptake by region: means, ratios and asymmetry."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ VALUES = {1: 0.4, 2: 0.6, 3: 0.5, 4: 0.3, 5: 0.2}
 
 
 def volumes():
-    """A bar of five regions of 8 × 3 × 3 voxels, and 8 more that are brain and in none."""
+    """Return a bar of five regions of 8 × 3 × 3 voxels, and 8 brain voxels outside any region."""
     regions = np.repeat([0, *NAMES], 8)[:, None, None] * np.ones((48, 3, 3), int)
     pet = np.full(regions.shape, 0.1, np.float32)
     for label, value in VALUES.items():
@@ -61,7 +61,7 @@ def test_the_unit_of_the_pet_does_not_matter_for_ratios(rng):
 
 def test_what_is_not_covered_counts_nowhere():
     pet, brain, regions = volumes()
-    brain[regions >= 3] = False  # the scan ends above cerebellum and pons
+    brain[regions >= 3] = False  # the scan ends above the cerebellum and the pons
     brain[(regions == 2) & (np.arange(48)[:, None, None] % 2 == 0)] = False
     pet[~brain] = 0.9
     rows = measured(pet=pet, brain=brain)

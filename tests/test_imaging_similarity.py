@@ -45,7 +45,7 @@ def test_the_absolute_error_sees_only_the_voxels_that_count(rng):
 
 
 def test_the_absolute_error_of_a_large_volume_does_not_drift():
-    """Summed in float32, 0.1 over 8 million voxels would be off in the fourth digit."""
+    """Summed in float32, 0.1 over 8 million voxels would have an error in the fourth digit."""
     one = np.full((200, 200, 200), 0.1, np.float32)
     assert mean_absolute_error(one, np.zeros_like(one)) == pytest.approx(0.1, rel=1e-6)
 
@@ -55,7 +55,7 @@ def test_the_correlation_is_of_all_voxels_unless_some_are_chosen(rng):
     assert correlation(one, other) == correlation(one, other, np.ones(one.shape, bool)) != 0
     where = one > 0.5
     assert correlation(one, other, where) == correlation(one[where], other[where])
-    for value in np.linspace(0.1, 0.9, 9):  # whose mean may be another number in its last digit
+    for value in np.linspace(0.1, 0.9, 9):  # whose mean may differ in the last digit
         assert correlation(one, np.full(one.shape, value)) == 0
 
 

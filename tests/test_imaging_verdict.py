@@ -112,11 +112,11 @@ def test_a_better_pose_elsewhere_is_held_against_a_t1w(person, behind, verdict):
     assert found.verdict == verdict
 
 
-BALL = np.sum((np.indices((40, 40, 40)) - 19.5) ** 2, axis=0)  # voxels of 4 mm, squared
+BALL = np.sum((np.indices((40, 40, 40)) - 19.5) ** 2, axis=0)  # squared distance in voxels of 4 mm
 
 
 def head(radius=15.0, *, bright_rim=1.0):
-    """Give a ball of brain in a larger one of skin, and its mask."""
+    """Return a ball of brain in a larger one of skin, and its mask."""
     inside = radius**2 >= BALL
     rim = inside & ((radius - 1) ** 2 < BALL)
     data = np.where((radius + 3) ** 2 > BALL, 0.4, 0.0)
@@ -137,7 +137,7 @@ def verdict_on(measures):
 def test_a_t1w_that_ends_inside_the_brain_is_doubted(axis, way, filled):
     t1w, inside = (np.moveaxis(part, 0, axis) for part in head())
     assert own_measures(t1w, inside)[WHOLE] == 1
-    beyond = way * (np.indices(t1w.shape)[axis] - 19.5) > 10  # 20 mm of the ball's 60
+    beyond = way * (np.indices(t1w.shape)[axis] - 19.5) > 10  # outer 20 mm of 60
     if filled:
         cut = own_measures(np.where(beyond, 0, t1w), inside & ~beyond)
     else:
@@ -146,7 +146,7 @@ def test_a_t1w_that_ends_inside_the_brain_is_doubted(axis, way, filled):
             for a in range(3)
         )
         cut = own_measures(t1w[keep], inside[keep])
-    assert cut[WHOLE] == pytest.approx((10 / 15) ** 2, abs=0.1)  # of a ball, by Pythagoras
+    assert cut[WHOLE] == pytest.approx((10 / 15) ** 2, abs=0.1)  # for a ball, by Pythagoras
     assert verdict_on(cut) == DOUBT
 
 
@@ -194,7 +194,7 @@ def test_a_pet_that_fits_passes_and_others_fail(person):
     rng = np.random.default_rng(8)
     assert pet_verdict(person, ndimage.gaussian_filter(pet, 0.7)).verdict == PASS
     assert pet_verdict(person, rng.random(pet.shape)).verdict == FAIL
-    assert pet_verdict(person, t1w).verdict == FAIL  # white matter is brighter
+    assert pet_verdict(person, t1w).verdict == FAIL  # because white matter is brighter
     for axis in (1, 2):
         assert pet_verdict(person, np.flip(pet, axis)).verdict == FAIL
     assert pet_verdict(person, np.roll(pet, 8, axis=1)).verdict == FAIL
@@ -223,7 +223,7 @@ def test_only_what_a_pet_covers_is_judged(person):
         assert rest == found
 
 
-# Tissue
+# Tissue segmentation
 
 
 def test_tissues_are_told_apart_by_intensity():

@@ -1,4 +1,4 @@
-"""Generators of pytorch-CycleGAN-and-pix2pix become ours; their network is written here anew."""
+"""Import of pytorch-CycleGAN-and-pix2pix generators, compared with a reimplementation."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.tiling import AXES, SingleSlices, SliceTriplets
 from bids_app.templates import mask_on
 
-EXACT, ROUNDED = 2e-6, 5e-6  # of intensities in [0, 1]: in float64, and in float32
+EXACT, ROUNDED = 2e-6, 5e-6  # for intensities in [0, 1], in float64 and in float32
 GRID = grid_of_box(Settings.bounding_box, 4.0)  # 40×48×34
 TOLD = ("--trained-on", "T1w and FDG PET of nobody")
 AT_4_MM = ("--resolution", "4")
@@ -41,7 +41,7 @@ def ours_of(state, **how):
 
 
 def assert_same(ours, x, expected):
-    """In float64 it is the same function; float32 rounds, theirs as ours."""
+    """Check that both are the same function in float64, and equal up to rounding in float32."""
     assert expected.std() > 0.1
     with torch.inference_mode():
         made = copy.deepcopy(ours).double()(x.double()), ours(x).double()
@@ -76,7 +76,7 @@ def test_an_imported_network_is_the_same_function(how):
     theirs = drawn(**how)
     ours = ours_of(theirs.state_dict())
     x = torch.rand(2, how.get("taken", 3), 40, 48, generator=torch.Generator().manual_seed(5))
-    x[..., :9] = 0  # background, as theirs -1, up to the border
+    x[..., :9] = 0  # background, -1 in their range, up to the border
     assert_same(ours, x, in_unit_range(theirs, x))
 
 
@@ -127,7 +127,7 @@ class Antialiased(nn.Module):
 
 
 def with_zeros(state):
-    """A state dict as of blocks that convolution pads itself."""
+    """Return a state dict of blocks whose convolutions pad by themselves."""
     moved = {".conv_block.1.": ".conv_block.0.", ".conv_block.5.": ".conv_block.3."}
     names = {}
     for name in state:
@@ -211,7 +211,7 @@ def test_another_network_is_refused_in_a_sentence(case, tmp_path, capsys):
 
 
 class Mark:
-    """A pickle that would touch a file, if code in it were run."""
+    """Pickle that would create a file if its code were executed."""
 
     def __init__(self, path):
         self.path = path
@@ -331,7 +331,7 @@ def test_what_the_user_says_of_grid_name_and_use_is_in_the_card(tmp_path):
 
 
 def turned(slices, axes):
-    """Lay (…, I, J), which points to R and A, out to ``axes``, by nibabel."""
+    """Reorder (…, I, J), which points to R and A, to ``axes``, by nibabel."""
     own = nib.orientations.axcodes2ornt("RAS")
     wanted = nib.orientations.axcodes2ornt((*axes, "S"))
     move = nib.orientations.ornt_transform(own, wanted)

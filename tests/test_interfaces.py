@@ -61,7 +61,7 @@ ellipsoid = sum(((x - side // 2) / (side / 3)) ** 2 for x, side in AXES) < 1
 
 @pytest.fixture
 def save(tmp_path, head_affine):
-    """Save a volume on the grid of all images of a test; give its path."""
+    """Save a volume on the grid of the test; return its path."""
 
     def write(name, data):
         nifti.save(nifti.Image(data, head_affine), tmp_path / f"{name}.nii.gz")
@@ -102,7 +102,7 @@ def test_a_t1w_without_a_picture_is_refused(tmp_path, save):
 
 @pytest.fixture
 def frames(rng, save):
-    """A PET of four frames, as data and as a file."""
+    """PET of four frames, as data and as a file."""
     data = rng.random((*SHAPE, 4)).astype(np.float32)
     return data, save("in", data)
 
@@ -258,14 +258,14 @@ def test_a_synthetic_pet_is_compared_with_the_real_one(tmp_path, rng, save):
 
 
 def stripped_head(rng):
-    """An ellipsoid of 1.3 litres on 8 mm voxels, zero around it; a hole in its middle."""
+    """Ellipsoid of 1.3 litres on 8 mm voxels, 0 around it, with a hole in its centre."""
     there = np.indices((25, 29, 23)).astype(np.float32)
     axes = zip(there, (25, 29, 23), (65, 80, 60), strict=True)
     distance = sum(((x - (side - 1) / 2) * 8 / radius) ** 2 for x, side, radius in axes)
     brain_ = distance < 1
     data = np.where(brain_, 100 + 10 * rng.random(brain_.shape), 0).astype(np.float32)
     data[distance < 0.05] = 0
-    data[0, 0, 0] = 5  # a speck outside
+    data[0, 0, 0] = 5  # an isolated voxel outside
     return data, brain_
 
 
@@ -309,7 +309,7 @@ def with_air(data):
 
 
 def cut_close(data):
-    """As large as a brain, but nothing is zero."""
+    """Volume as large as a brain, but without voxels of 0."""
     return with_air(data)[5:-5, 5:-5, 5:-5]
 
 
@@ -367,7 +367,7 @@ def test_a_brain_of_a_size_that_none_has_is_refused(tmp_path, head, monkeypatch,
     scale = np.diag([*[share ** (1 / 3)] * 3, 1.0])
     nifti.save(nifti.Image(data, affine @ scale), path)
 
-    def run(_self, image):  # of what it is given, which need not be the whole volume
+    def run(_self, image):  # of the image it is given, which may be cropped
         seen = tuple(slice(n[0], n[-1] + 1) for n in (np.unique(c) for c in np.nonzero(data)))
         found = inside[seen] if image.shape != data.shape else inside
         return None, nib.Nifti1Image(found.astype(np.uint8), image.affine), None
@@ -380,7 +380,7 @@ def test_a_brain_of_a_size_that_none_has_is_refused(tmp_path, head, monkeypatch,
 
 @pytest.mark.parametrize("filling", [0, -1024])
 def test_empty_planes_around_a_head_are_not_shown_to_deepbet(head, monkeypatch, filling):
-    """In a wide frame it found a brain of 17 litres."""
+    """In a large field of view, it found a brain of 17 litres."""
     _, data, inside, affine = head
     wide = np.pad(data, ((9, 4), (0, 0), (7, 30)), constant_values=filling)
     shift = np.eye(4)
@@ -412,7 +412,7 @@ def t1w(rng):
 
 @pytest.fixture
 def tiny(tmp_path, head_affine, t1w):
-    """A generator on disk, its network, card and reference."""
+    """Generator on disk, its network, card and reference."""
     spec = replace(MODELS["semi3d-gan-mse"], n_blocks=1, width=2)
     generator = build_translator(spec, torch.Generator().manual_seed(0)).generator
     affine = tuple(tuple(row) for row in head_affine.tolist())
@@ -474,9 +474,9 @@ def test_a_t1w_without_tissues_is_told_by_its_name(tmp_path, save, head_affine):
 
 @pytest.fixture
 def synthesize(tmp_path, tiny, save, t1w, head_affine):
-    """Run the node; give the PET, and the brain it was told."""
+    """Run the node; return the PET, and the brain mask it was given."""
     folder, _, card, _ = tiny
-    mask = np.roll(ellipsoid, 1, axis=0)  # the T1w's zeros do not say where the brain ends
+    mask = np.roll(ellipsoid, 1, axis=0)  # the T1w's zeros do not show where the brain ends
 
     def run(*, overlap=False, match_histogram=False, times_mean=0.0):
         out = node(
@@ -501,7 +501,7 @@ def synthesize(tmp_path, tiny, save, t1w, head_affine):
 
 
 def test_a_synthetic_pet_is_on_the_scale_of_the_run(tmp_path, tiny, synthesize):
-    """Its card says nothing of a scale: its training PET were divided by a percentile."""
+    """Its card has no scale, because its training PET were divided by a percentile."""
     folder, _, card, _ = tiny
     predicted, mask = synthesize()
     scaled, _ = synthesize(times_mean=2.5)
@@ -514,7 +514,7 @@ def test_a_synthetic_pet_is_on_the_scale_of_the_run(tmp_path, tiny, synthesize):
 
 @pytest.mark.parametrize(("value", "words"), [(np.nan, "NaN"), (0.0, r"predicts 0\.5 everywhere")])
 def test_a_generator_that_predicts_nothing_writes_nothing(tmp_path, tiny, synthesize, value, words):
-    """Its card is consistent: written for weights that are NaN, or 0 throughout."""
+    """Its card is consistent with weights that are NaN or all 0."""
     folder, generator, card, _ = tiny
     weights = {k: torch.full_like(v, value) for k, v in generator.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
@@ -526,7 +526,7 @@ def test_a_generator_that_predicts_nothing_writes_nothing(tmp_path, tiny, synthe
 
 
 def predict_slices(generator, t1w, firsts):
-    """Mean of what is made of each slice, from triplets that begin where they are told to."""
+    """Return the mean prediction of each slice from triplets that begin at the given slices."""
     tiles = torch.from_numpy(np.concatenate([t1w, t1w[..., -1:]], axis=-1))
     total, times = torch.zeros(SHAPE), torch.zeros(SHAPE[-1])
     with torch.inference_mode():
@@ -577,7 +577,7 @@ def test_the_error_of_a_pet_is_predicted_by_what_its_generator_knows(
 ):
     folder, card, shape = tiny[0], tiny[2], count_cubes(SHAPE, cube_sides(4.0, (4, 5, 6)))
     weights = np.zeros((FEATURES, FEATURES), np.float32)
-    weights[0, 0] = 0.1  # of the mean, everywhere
+    weights[0, 0] = 0.1  # relative to the mean, everywhere
     model = ErrorModel(weights, np.ones(shape, np.float32), np.array([0.7, 1.3, 2], np.float32))
     write_error_model(model, folder / UNCERTAINTY)
     metrics = {"uncertainty_coverage_80": 0.81, "uncertainty_correlation": 0.3}
@@ -607,7 +607,7 @@ def test_a_t1w_is_compared_with_those_of_the_training_controls(tmp_path, tiny, s
     inputs = {"generator": str(folder), "reference_sha256": card.reference_sha256}
     out = node(MeasureNovelty, tmp_path, t1w=save("t1w", t1w), **inputs)
     told = out.sidecar["Novelty"]
-    assert told["Value"] == pytest.approx(2, abs=1e-3)  # 0.1 away, by an SD of 0.05
+    assert told["Value"] == pytest.approx(2, abs=1e-3)  # a difference of 0.1, with an SD of 0.05
     assert told["Value"] == pytest.approx(novelty(t1w, (4, 5, 6), reference)[0], abs=1e-3)
     assert told["BeyondTrainingControls"] is True
     json.dumps(out.sidecar, allow_nan=False)
@@ -685,7 +685,7 @@ DIRECTIONS = {
 }
 BLOBS = np.array(
     [
-        # x, y, z in mm, width in mm, T1w, PET
+        # x, y, z in mm, width in mm, T1w intensity, PET intensity
         [0, 0, 0, 25, 1.0, 0.4],
         [-30, 20, 10, 10, 0.8, -0.3],
         [25, -35, 15, 12, -0.7, 0.9],
@@ -698,7 +698,7 @@ BLOBS = np.array(
 
 @pytest.fixture(scope="module")
 def itk_process():
-    """A fresh process, so that ITK never computes beside torch."""
+    """Executor with a fresh process, so that ITK never computes in a process with torch."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         yield pool
 
@@ -713,7 +713,7 @@ def run_itk(itk_process, tmp_path):
 
 
 def grid_around(centre, orientation="RAS", zoom=ZOOM, extent=(180, 200, 170)):
-    """Shape and affine of a grid whose middle lies at a point, in mm, RAS+."""
+    """Return shape and affine of a grid centred at a point, in mm, RAS+."""
     directions = DIRECTIONS[orientation]
     shape = np.ceil(np.abs(directions.T @ np.array(extent)) / zoom).astype(int)
     affine = np.eye(4)
@@ -727,7 +727,7 @@ def world(shape, affine):
 
 
 def anatomy(points, column):
-    """T1w (4) or PET (5) of a head without skull, at points in mm."""
+    """Return T1w (4) or PET (5) intensities of a head without skull at points in mm."""
     inside = 1 / (1 + np.exp((np.linalg.norm(points / [65, 80, 60], axis=-1) - 1) * 25))
     blobs = sum(
         row[column] * np.exp(-((points - row[:3]) ** 2).sum(-1) / (2 * row[3] ** 2))
@@ -737,7 +737,7 @@ def anatomy(points, column):
 
 
 def paint(path, column, grid, move=None):
-    """Save anatomy on a grid, after points of the grid have been moved."""
+    """Save the anatomy on a grid, sampled at the grid's points after a transform."""
     points = world(*grid)
     data = anatomy(points if move is None else move(points), column)
     nifti.save(nifti.Image(data, grid[1]), path)
@@ -768,7 +768,7 @@ def test_a_bias_field_is_removed(run_itk, tmp_path):
 
 @pytest.mark.itk
 def test_a_t1w_below_zero_is_raised_and_what_is_no_brain_stays_zero(run_itk, tmp_path):
-    """As z-scores are, which had 0 in the middle of the brain."""
+    """Like z scores, which are 0 in the middle of the brain."""
     grid = grid_around((0, 0, 0))
     points = world(*grid)
     inside = np.linalg.norm(points / [65, 80, 60], axis=-1) < 1
@@ -817,7 +817,7 @@ def test_a_brain_is_registered_to_a_template_and_back(run_itk, tmp_path):
 
 
 def read_rigid(path):
-    """What a transform in ITK's text format makes of points in mm, RAS+."""
+    """Apply a transform in ITK's text format to points in mm, RAS+."""
     lines = Path(path).read_text().splitlines()
     values = {
         key: np.array(value.split(), float)
@@ -837,7 +837,7 @@ def read_rigid(path):
 @pytest.mark.itk
 @pytest.mark.parametrize(("orientation", "far"), [("RAS", False), ("LIA", False), ("LAS", True)])
 def test_a_pet_finds_its_t1w(run_itk, tmp_path, orientation, far):
-    """The PET lies turned and moved in the scanner; the transform says by how much, within 1 mm."""
+    """The PET is rotated and shifted in the scanner; the transform is accurate to 1 mm."""
     turn = Rotation.from_euler("xyz", (6, -4, 7), degrees=True).as_matrix()
     shift = np.array([60, -40, 80]) if far else np.array([7, -5, 4])
     head_grid = grid_around((0, 0, 0), "LAS")
@@ -864,7 +864,7 @@ def test_a_pet_finds_its_t1w(run_itk, tmp_path, orientation, far):
 def test_a_pet_turned_in_its_header_finds_its_t1w_and_a_hot_voxel_changes_nothing(
     run_itk, tmp_path, rng
 ):
-    """By 180°; then one voxel is 4e4 times as hot as all others."""
+    """Rotated by 180°; then one voxel is 4e4 times as bright as all others."""
     t1w, pet = phantoms.brain(rng), phantoms.brain(rng, inverted=True)
     affine, turn = phantoms.head_affine(), np.diag([-1.0, -1.0, 1.0, 1.0])
     hot = pet.copy()
@@ -894,7 +894,7 @@ def test_a_pet_turned_in_its_header_finds_its_t1w_and_a_hot_voxel_changes_nothin
 
 
 def lead_away(times, path):
-    """Register a PET; let the optimizer end 60 mm away so many times."""
+    """Register a PET, with the optimizer ending 60 mm away the first ``times`` times."""
     from bids_app.anatomy import registration
 
     align, starts = registration._align, []
@@ -921,7 +921,7 @@ def lead_away(times, path):
 def test_where_the_optimizer_strays_another_start_is_taken(
     itk_process, tmp_path, rng, strayed, start
 ):
-    """It did at 8 mm, from either start, of one simulated person of 59."""
+    """This happened at 8 mm, from either start, for one of 59 simulated people."""
     t1w, pet = phantoms.brain(rng), phantoms.brain(rng, inverted=True)
     affine, move = phantoms.head_affine(), np.eye(4)
     move[:3, :3] = Rotation.from_euler("x", 20, degrees=True).as_matrix()
@@ -951,7 +951,7 @@ FixedParameters: 10 20 30
 
 @pytest.mark.itk
 def test_a_transform_that_another_app_found_is_judged_as_our_own(run_itk, tmp_path, rng):
-    """The PET is turned by 180° in its header; without a transform, it lies wrong."""
+    """The PET is rotated by 180° in its header; without a transform, it is misplaced."""
     t1w, pet = phantoms.brain(rng), phantoms.brain(rng, inverted=True)
     affine, turn = phantoms.head_affine(), np.diag([-1.0, -1.0, 1.0, 1.0])
     images = {"t1w": (t1w, affine), "mask": (t1w > 0, affine), "pet": (pet, turn @ affine)}
@@ -960,7 +960,7 @@ def test_a_transform_that_another_app_found_is_judged_as_our_own(run_itk, tmp_pa
     inputs = {name: str(tmp_path / f"{name}.nii.gz") for name in images}
     inputs |= {"quick": True, "taken_from": "PETPrep 0.0.2"}
     right = tmp_path / "right.txt"
-    right.write_text(RIGID.format(-1, -20, -40))  # about a centre that is not 0
+    right.write_text(RIGID.format(-1, -20, -40))  # about a centre other than 0
     points = np.argwhere(t1w > 0)[::20] @ affine[:3, :3].T + affine[:3, 3]
     for given, expected, verdict in (
         ({"transform": str(right)}, points @ turn[:3, :3], "pass"),
@@ -994,11 +994,11 @@ def test_an_empty_brain_mask_of_another_app_is_refused(tmp_path, head):
 
 @pytest.mark.itk
 def test_a_mask_whose_voxels_are_smaller_by_a_hair_fits_its_t1w(run_itk, tmp_path, rng):
-    """As headers are rounded: on the coarse grid of registration, it would end a voxel earlier."""
+    """Header values are rounded; on the coarse grid, the mask would end a voxel earlier."""
     t1w, pet = phantoms.brain(rng), phantoms.brain(rng, inverted=True)
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     affine[:3, 3] = -np.array(t1w.shape)
-    odd = [(0, 1 - side % 2) for side in t1w.shape]  # half a voxel of 4 mm is left over
+    odd = [(0, 1 - side % 2) for side in t1w.shape]  # half a voxel of 4 mm remains
     for name, data, own in (
         ("t1w", t1w, affine),
         ("mask", (t1w > 0).astype(np.uint8), affine * [1 - 3e-7, 1 - 3e-7, 1 - 3e-7, 1]),
@@ -1049,7 +1049,7 @@ def test_a_turned_brain_is_registered_and_transforms_are_equal_byte_by_byte(run_
     inputs = {name: str(tmp_path / f"{name}.nii.gz") for name in ("template", "brain")}
     contents = []
     for moment in (0, 1):
-        time.sleep(1.1 * moment)  # HDF5 notes seconds
+        time.sleep(1.1 * moment)  # HDF5 stores times in seconds
         out = run_itk("RegisterToTemplate", **inputs, quick=True, seed=0)
         contents.append([Path(out[f"{a}_to_{b}"]).read_bytes() for a, b in BOTH_WAYS])
     assert contents[0] == contents[1]
@@ -1077,7 +1077,7 @@ FixedParameters: 0 0 0
 
 @pytest.mark.itk
 def test_an_image_is_carried_along_a_translation(run_itk, tmp_path, rng):
-    """A transform maps points of the reference into the image; ITK's x and y are LPS+."""
+    """A transform maps points of the reference to the image; ITK uses LPS+."""
     shape, affine = grid_around((0, 0, 0), "LIA", zoom=6.0)
     data = rng.random(shape).astype(np.float32)
     nifti.save(nifti.Image(data, affine), tmp_path / "image.nii.gz")
@@ -1092,7 +1092,7 @@ def test_an_image_is_carried_along_a_translation(run_itk, tmp_path, rng):
         transforms=[str(tmp_path / "one.txt"), str(tmp_path / "other.txt")],
     )
     moved = nifti.load(out["image"])
-    # together 6 mm to the left, 12 mm to the front, 6 mm up: voxels (1, -1, 2) in LIA
+    # in total 6 mm left, 12 mm anterior, 6 mm superior: voxels (1, -1, 2) in LIA
     expected = np.zeros_like(data)
     expected[:-1, 1:, :-2] = data[1:, :-1, 2:]
     assert np.array_equal(moved.data, expected)
@@ -1101,7 +1101,7 @@ def test_an_image_is_carried_along_a_translation(run_itk, tmp_path, rng):
 
 @pytest.mark.itk
 def test_transforms_are_applied_last_first(run_itk, tmp_path):
-    """An enlargement after a shift is not a shift after an enlargement."""
+    """Scaling after a shift differs from a shift after scaling."""
     shape, affine = grid_around((0, 0, 0), zoom=6.0)
     ramp = (world(shape, affine)[..., 2] + 300).astype(np.float32)
     nifti.save(nifti.Image(ramp, affine), tmp_path / "image.nii.gz")
@@ -1136,10 +1136,10 @@ def test_without_a_transform_images_lie_as_their_headers_say(run_itk, tmp_path):
 @pytest.mark.itk
 @pytest.mark.parametrize("moved", [False, True])
 def test_labels_stay_whole_numbers(run_itk, tmp_path, rng, moved):
-    """Of a label image readers expect integers: BIDS, discrete segmentations."""
+    """Label images must be integers: BIDS, discrete segmentations."""
     shape, affine = grid_around((0, 0, 0), zoom=6.0)
     labels = rng.integers(0, 300, shape)
-    scaled = labels.astype(np.float32) - np.float32(1e-4)  # as scaling in a header rounds
+    scaled = labels.astype(np.float32) - np.float32(1e-4)  # rounding as by scaling in a header
     nifti.save(nifti.Image(scaled, affine), tmp_path / "image.nii.gz")
     (tmp_path / "stay.txt").write_text(TRANSLATION.format(0, 0, 0))
     image = str(tmp_path / "image.nii.gz")
@@ -1156,9 +1156,9 @@ def test_labels_stay_whole_numbers(run_itk, tmp_path, rng, moved):
     [
         ((0, 0, 0), 0, True),
         ("a voxel", 0, False),  # a ventricle
-        ((0, 0, 70), 0, False),  # enclosed by numbers, but above the brain
-        ((0, 0, 70), 60, True),  # which registration moves into it
-        ((0, 0, slice(None)), 0, False),  # reaches the border: the PET is not there
+        ((0, 0, 70), 0, False),  # enclosed by data, but above the brain
+        ((0, 0, 70), 60, True),  # which the registration moves into the gap
+        ((0, 0, slice(None)), 0, False),  # reaches the border, so it is not covered
     ],
 )
 def test_a_pet_with_gaps_in_the_brain_is_refused(run_itk, tmp_path, where, shift, refused):
@@ -1255,7 +1255,7 @@ BOTH_STARTS = [
 
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory):
-    """Register in another process, which loads ITK once, each of these; tell what was done."""
+    """Register each input in one other process, which imports ITK once; return the results."""
     cases = json.dumps([(better, scores) for better, scores, _ in BOTH_STARTS])
     run = subprocess.run(
         [sys.executable, "-c", STARTS, cases],
@@ -1277,7 +1277,7 @@ def test_a_brain_less_like_the_template_than_the_search_is_registered_from_both_
 
 
 def read_composite(folder):
-    """Write a composite transform; give where a node should go, and where two readers take it."""
+    """Write a composite transform; return where a point should go, by hand and by two readers."""
     import nitransforms
     import SimpleITK as sitk
 
@@ -1307,7 +1307,7 @@ def read_composite(folder):
 
 @pytest.mark.itk
 def test_transforms_are_what_others_read(itk_process, tmp_path):
-    """A displacement first, then the affine, as ITK orders a composite's parts."""
+    """First the displacement, then the affine, as in ITK's composite transforms."""
     expected, *found = itk_process.submit(read_composite, tmp_path).result()
     for place in found:
         assert place == pytest.approx(expected, abs=1e-4)
