@@ -47,7 +47,7 @@ OWNER = Owner("01", None, tuple(map(tuple, AFFINE.tolist())))
 SPEC = EncoderSpec(epochs=2, pairs_per_epoch=64, batch_size=32)
 BRAIN = np.zeros(SHAPE, bool)
 BRAIN[4:14, 5:15, 1:5] = True
-BRAIN[4, 5, 2] = False  # slices do not have as many voxels each
+BRAIN[4, 5, 2] = False  # slices differ in their numbers of voxels
 
 
 def run(interface, cwd, **inputs):
@@ -62,7 +62,7 @@ def store(folder, pet, brain=BRAIN):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Six people of random PET, and the brain that is analysed."""
+    """Six people with random PET, and the brain mask that is analysed."""
     root, rng = tmp_path_factory.mktemp("people"), np.random.default_rng(2)
     for number in range(6):
         store(root / f"{number}", np.where(BRAIN, 0.3 + 0.5 * rng.random(SHAPE), 0))
@@ -140,7 +140,7 @@ def test_the_same_seed_gives_the_same_file(root, tmp_path):
 
 @pytest.fixture(scope="module")
 def common(root, tmp_path_factory):
-    """What all slabs of a fold get: controls 0, 2 and 3 are trained on, others are scored."""
+    """Inputs shared by all slabs of a fold: trained on controls 0, 2 and 3, scoring the others."""
     folder = tmp_path_factory.mktemp("fold")
     controls = folders(root, 0, 1, 2, 3)
     packed = run(PackControls, folder / "pack", controls=controls, digests=["a", "b", "c", "d"])
@@ -176,7 +176,7 @@ def test_scores_are_those_of_one_svm_a_voxel_fitted_to_the_members(root, tmp_pat
 
 
 def test_an_encoder_may_see_the_t1w_beside_the_pet(root, tmp_path, rng):
-    """Patches of both are one sample; what is less or more is told by the PET alone."""
+    """Patches of both form one sample; the sign of a score depends on the PET only."""
     people, both = [], []
     for number in range(4):
         (pet,) = pets(root, number)
@@ -326,7 +326,7 @@ def norm_inputs(root, detector, **others):
 
 @pytest.fixture
 def flat(tmp_path):
-    """Write someone whose PET is the same everywhere in the brain; give the folder."""
+    """Write a person whose PET is constant within the brain; return the folder."""
     return lambda name, value: store(tmp_path / name, np.where(BRAIN, value, 0))
 
 
@@ -346,7 +346,7 @@ def test_zscore_is_the_t_of_a_deficit(root, tmp_path, flat):
 
 
 def test_pseudonormal_is_the_t_of_synthetic_minus_real(root, tmp_path, flat):
-    """Differences of controls: 0.0, 0.1, 0.2; of the one who is scored: 0.4."""
+    """Differences of the controls: 0.0, 0.1, 0.2; of the scored person: 0.4."""
     out = run(
         FitNorm,
         tmp_path / "node",
@@ -424,11 +424,11 @@ def test_norms_compare_what_was_smoothed_in_the_brain_with_the_voxels_own_size(r
     np.testing.assert_allclose(scores, values_of(expected, BRAIN, Slab(0, 6)), atol=1e-3)
 
 
-# What controls have in common
+# Brain mask shared by the controls
 
 
 def boxes(tmp_path, *ends):
-    """Store people whose brain ends at another slice each."""
+    """Store people whose brains end at different slices."""
     found = []
     for number, end in enumerate(ends):
         brain = np.zeros(SHAPE, bool)
@@ -508,9 +508,9 @@ SLABS = [(0, 2), (2, 6)]
 
 @pytest.fixture
 def scored(root, tmp_path, rng):
-    """Inputs of a map, the scores of the second of three images in two folds, and their mean.
+    """Inputs of a map: scores of the second of three images in two folds, and their mean.
 
-    Two boxes are abnormal, the one on the left more; all else is not.
+    Two boxes are abnormal, the left one more so; the rest is normal.
     """
     volume = -rng.random(SHAPE).astype(np.float32)
     volume[5:8, 6:9, 2:4], volume[10:13, 6:9, 2:4] = 4, 2
@@ -522,7 +522,7 @@ def scored(root, tmp_path, rng):
             paths.append(str(tmp_path / f"{fold}_{number}.npy"))
             np.save(paths[-1], rows)
     own = BRAIN.copy()
-    own[4:14, 5:15, 1] = False  # this one's brain begins later
+    own[4:14, 5:15, 1] = False  # this brain begins later
     inputs = {
         "scores": paths,
         "slabs": SLABS * 2,
@@ -581,7 +581,7 @@ def test_clusters_are_labelled_by_rank_and_told(tmp_path, scored):
     assert [one["side"] for one in told["clusters"]] == ["left", "right"]
     assert [one["sum_score"] for one in told["clusters"]] == pytest.approx([72, 36], rel=1e-4)
     assert (told["lesions"], told["overlaps"], told["regions"]) == (None, None, None)
-    assert told["above_zero"] == pytest.approx(36 / (expected != 0).sum())  # of one's own brain
+    assert told["above_zero"] == pytest.approx(36 / (expected != 0).sum())  # in the own brain
 
 
 def test_all_clusters_are_told_but_only_the_first_are_labelled(tmp_path, scored):
@@ -679,7 +679,7 @@ def test_clusters_are_located_on_the_grid_that_they_were_carried_to(tmp_path):
 
 
 def published(tmp_path, **files):
-    """Publish files, by their path in the folder; give it."""
+    """Publish files, given by their path in the folder; return the folder."""
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     rows = tuple(map(tuple, AFFINE.tolist()))
@@ -723,9 +723,9 @@ def test_what_an_earlier_detector_had_beyond_is_removed_and_maps_are_not(tmp_pat
     statmap = folder / "sub-01" / "pet" / "sub-01_statmap.nii.gz"
     statmap.parent.mkdir(parents=True)
     statmap.touch()
-    left = folder / "zscore" / f".{'0' * 32}.a.safetensors"  # by a run that was killed
+    left = folder / "zscore" / f".{'0' * 32}.a.safetensors"  # left by a run that was killed
     left.touch()
-    begun = folder / "sub-02" / "pet"  # by a node that is about to write a map there
+    begun = folder / "sub-02" / "pet"  # left by a node that is about to write a map there
     begun.mkdir(parents=True)
     other = folder / "ocsvm"  # a detector that this run does not train
     (other / "fold-1").mkdir(parents=True)

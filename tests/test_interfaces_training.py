@@ -46,7 +46,7 @@ def run(interface, cwd, **inputs):
 
 @pytest.fixture
 def visit(tmp_path, rng):
-    """Images of one visit, by name, and what tells of them."""
+    """Images of one visit by name, with their sidecars."""
     t1w, pet, brain = images(rng, SHAPE)
 
     def write(name, data, affine=AFFINE):

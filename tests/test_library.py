@@ -1,4 +1,4 @@
-"""What other programs use: functions, an estimator, workflows; all through ``import mri2pet``."""
+"""Public interface, through ``import mri2pet``: functions, an estimator and workflows."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ BOX = (-78, -112, -50, 78, 76, 85)
 
 
 def template_t1w(resolution=4.0):
-    """The template's own brain, as a T1w in MNI space."""
+    """The template's own brain as a T1w in MNI space."""
     grid = grid_of_box(BOX, resolution)
     whole = nifti.from_nibabel(load_mni152_template(resolution=2))
     inside = mask_on("MNI152NLin2009aSym", grid)
@@ -65,7 +65,7 @@ def test_a_pet_is_predicted_on_the_grid_of_the_t1w(resolution, tmp_path):
         Grid(made.shape, pet.affine),
         "continuous",
     ).data
-    assert np.corrcoef(made[brain], grey[brain])[0, 1] > 0.4  # grey matter takes up most
+    assert np.corrcoef(made[brain], grey[brain])[0, 1] > 0.4  # uptake is highest in grey matter
 
 
 def test_the_weights_of_a_generator_are_checked_once(monkeypatch):
@@ -123,7 +123,7 @@ def test_a_t1w_is_registered_and_its_pet_predicted(tmp_path):
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """A folder with results of earlier calls: of two resolutions, another template, and a PET."""
+    """Folder with results of earlier calls: two resolutions, another template, and a PET."""
     pet, anat = (tmp_path / "out/sub-x" / name for name in ("pet", "anat"))
     pet.mkdir(parents=True)
     anat.mkdir()
@@ -163,7 +163,7 @@ def test_no_pet_is_given_back_where_none_was_given(made):
 
 
 def halve(in_file):
-    """A step of somebody else."""
+    """Step of another workflow."""
     import os
 
     import nibabel as nib
@@ -177,7 +177,7 @@ def halve(in_file):
 @pytest.mark.slow
 @pytest.mark.itk
 def test_workflows_run_inside_of_somebody_elses(tmp_path):
-    """Built before the image is there; its own doors alone are connected."""
+    """They are built before the image exists, and connected only by their inputs and outputs."""
     mine = mri2pet.init_participant_wf(
         template_dir=tmp_path / "template", resolution=4, quick=True, skull_strip="skip"
     )
@@ -204,7 +204,7 @@ def test_workflows_run_inside_of_somebody_elses(tmp_path):
 @pytest.mark.slow
 @pytest.mark.itk
 def test_workflows_predict_nothing_of_a_t1w_whose_registration_failed(tmp_path):
-    """A ball of noise is no brain, wherever it lies; a PET of it looked like any other."""
+    """A ball of noise is no brain wherever it lies, but a PET predicted from it looks like one."""
     points = (np.indices((48, 48, 48)).transpose(1, 2, 3, 0) - 24) * 4.0
     noise = np.random.default_rng(0).uniform(50, 150, points.shape[:3])
     ball = np.where(np.linalg.norm(points, axis=-1) < 65, noise, 0).astype(np.float32)

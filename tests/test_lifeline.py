@@ -1,4 +1,4 @@
-"""Runs that are killed, or told to end: nothing outlives them, and they end soon."""
+"""Runs that are killed or told to end: no process outlives them, and they end soon."""
 
 import os
 import signal
@@ -51,19 +51,19 @@ SOON = 5.0  # s, of the contract
 
 
 def family(mark):
-    """List processes that have a mark in their environment, and have not ended."""
+    """List the running processes with a mark in their environment."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
             environment = (place / "environ").read_bytes()
             state = (place / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:  # it has just ended, or is another user's
+        except OSError:  # it has just ended, or belongs to another user
             continue
         found += [place.name] if mark.encode() in environment and state not in "ZX" else []
     return found
 
 
-def wait_until(condition, seconds=240.0):  # of a machine that has much else to do
+def wait_until(condition, seconds=240.0):  # for a machine that is busy
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"
@@ -72,13 +72,13 @@ def wait_until(condition, seconds=240.0):  # of a machine that has much else to 
 
 @pytest.fixture
 def begin(tmp_path):
-    """Start a Python program in a group of its own; give the process and its mark."""
+    """Start a Python program in its own process group; return the process and its mark."""
     begun = []
 
     def start(*words):
         mark = f"MRI2PET_TEST={tmp_path}"
         run = subprocess.Popen(
-            # under nohup, SIGHUP is ignored, and stays so in programs that are begun there
+            # under nohup, SIGHUP is ignored, also in child processes
             ["env", "--default-signal=HUP", sys.executable, *map(str, words)],
             cwd=tmp_path,
             text=True,
@@ -113,7 +113,7 @@ def computing(folder):
 
 
 def ended(run, code):
-    """Wait for the end; give what was said."""
+    """Wait for the end; return the output."""
     start = time.monotonic()
     said = run.communicate(timeout=30)[1]
     assert time.monotonic() - start < SOON
@@ -132,7 +132,7 @@ def ended(run, code):
     ],
 )
 def test_a_run_that_is_told_to_end_ends_soon_and_whole(graph, tmp_path, number, code, to_all):
-    """As ``docker stop`` tells the first process alone, and a terminal all of them."""
+    """``docker stop`` signals only the first process, a terminal all of them."""
     run, mark = graph()
     wait_until(computing(tmp_path))
     (os.killpg if to_all else os.kill)(run.pid, number)
@@ -142,7 +142,7 @@ def test_a_run_that_is_told_to_end_ends_soon_and_whole(graph, tmp_path, number, 
 
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
 def test_ctrl_c_at_any_moment_is_answered_with_one_sentence(graph, tmp_path, seconds):
-    """Workers are starting then; a second Ctrl-C changes nothing."""
+    """At first, workers are starting; a second Ctrl-C changes nothing."""
     run, mark = graph()
     wait_until(lambda: handles(run.pid, signal.SIGINT))
     time.sleep(seconds)
@@ -153,7 +153,7 @@ def test_ctrl_c_at_any_moment_is_answered_with_one_sentence(graph, tmp_path, sec
 
 
 def handles(process, number):
-    """Tell whether our handler is there: those for SIGHUP come last."""
+    """Return whether our handlers are installed; that for SIGHUP is the last one."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("SigCgt:"):
             caught = int(line.split()[1], 16)
@@ -163,7 +163,7 @@ def handles(process, number):
 
 @pytest.mark.parametrize("moment", ["server", "worker", "node"])
 def test_nothing_outlives_a_killed_run(graph, tmp_path, moment):
-    """SIGKILL of the main process alone, while the server and workers start and later."""
+    """SIGKILL of only the main process, while the server and the workers start, and later."""
     run, mark = graph()
     least = {"server": 2, "worker": 4, "node": 7}[moment]
     wait_until(lambda: len(family(mark)) >= least)
@@ -175,7 +175,7 @@ def test_nothing_outlives_a_killed_run(graph, tmp_path, moment):
 
 
 def test_the_first_process_of_a_container_is_told_as_well(tmp_path):
-    """It has no default for signals: Linux drops those that it does not handle."""
+    """It has no default signal handlers: Linux drops signals that it does not handle."""
     unshare = ["unshare", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
         pytest.skip("no name spaces for processes here")

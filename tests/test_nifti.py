@@ -18,7 +18,7 @@ def image(rng, head_affine):
 
 
 def save_raw(path, data, affine=HEAD):
-    """Write an image with whatever sform, as other programs might."""
+    """Write an image with an arbitrary sform, as other programs may."""
     content = bytearray(nib.Nifti1Image(data, HEAD).to_bytes())
     content[280:328] = np.asarray(affine[:3], "<f4").tobytes()
     content[252:254] = bytes(2)  # qform_code
@@ -51,7 +51,7 @@ def test_equal_data_give_equal_bytes(tmp_path, image):
         nifti.save(image, tmp_path / name)
     content = (tmp_path / "one.nii.gz").read_bytes()
     assert content == (tmp_path / "other.nii.gz").read_bytes()
-    assert content[3:8] == bytes(5)  # no name, no time in the header of gzip
+    assert content[3:8] == bytes(5)  # no file name and no time in the gzip header
 
 
 @pytest.mark.parametrize(("kind", "kept"), [(bool, np.uint8), (np.int16, np.int16)])
@@ -148,7 +148,7 @@ def test_an_image_that_may_not_be_read_is_named(tmp_path, image, monkeypatch):
     def refuse(path, *_):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "open", refuse)  # root may read all
+    monkeypatch.setattr(Path, "open", refuse)  # because root may read all files
     with pytest.raises(ReadWriteError, match=r"t1w\.nii\.gz: no permission"):
         nifti.load(tmp_path / "t1w.nii.gz")
 

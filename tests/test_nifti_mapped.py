@@ -1,4 +1,4 @@
-"""Volumes on disk come back as they were, page by page, and their digest tells them apart."""
+"""Volumes on disk are read as they were written, page by page, and have unique digests."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ def test_whose_they_are_is_told(tmp_path, session):
 
 @pytest.mark.parametrize("order", "CF")
 def test_a_transverse_slice_lies_together(tmp_path, order):
-    """However the array lay in memory."""
+    """Whatever the order of the array in memory."""
     store_arrays(tmp_path, OWNER, {"pet": np.array(pet(), order=order)})
     (opened,) = open_arrays(tmp_path, ["pet"])
     assert isinstance(opened.base, mmap.mmap)
@@ -60,12 +60,12 @@ def test_a_transverse_slice_lies_together(tmp_path, order):
 def test_what_is_written_to_a_mapping_stays_in_memory(tmp_path):
     store_arrays(tmp_path, OWNER, {"pet": pet()})
     (opened,) = open_arrays(tmp_path, ["pet"])
-    opened[...] = 0  # torch asks for arrays that may be written to
+    opened[...] = 0  # torch requires writable arrays
     np.testing.assert_array_equal(open_arrays(tmp_path, ["pet"])[0], pet())
 
 
 def test_volumes_are_mapped_not_read(tmp_path):
-    """A cohort of 64 volumes, 1 GB, is opened in the memory that a few slices need."""
+    """Opening a cohort of 64 volumes, 1 GB, takes the memory of a few slices."""
     shape = (128, 128, 256)
     store_arrays(tmp_path, OWNER, {"pet": np.ones(shape, np.float32)})
     code = (
@@ -114,7 +114,7 @@ def test_whatever_differs_has_another_digest(tmp_path):
     assert len(set(digests)) == len(digests)
 
 
-# Bad luck
+# Failures
 
 
 def test_what_is_stored_again_is_replaced_even_while_it_is_mapped(tmp_path):

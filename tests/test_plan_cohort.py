@@ -1,4 +1,4 @@
-"""Who takes part in the group level: images are found by their names and sidecars."""
+"""Selection of people for the group level, by the names and sidecars of their images."""
 
 import re
 import shutil
@@ -36,7 +36,7 @@ def tell(out, groups, **columns):
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """Three controls and two patients with real PET; 03 and p1 have a synthetic one, too."""
+    """Three controls and two patients with real PET; 03 and p1 also have a synthetic one."""
     out, rng = tmp_path_factory.mktemp("cohort") / "out", np.random.default_rng(2)
     paths = write_controls(out, GROUPS, rng)
     for label in ("03", "p1"):
@@ -60,7 +60,7 @@ def labels(people):
 
 
 def the_problem(people, label, sentence):
-    """Give the exit code of the one problem that there is, which is this subject's."""
+    """Return the exit code of the only problem, which has to be this subject's."""
     (problem,) = people.problems
     assert problem.subject == label
     assert re.search(sentence, problem.sentence)
@@ -86,7 +86,7 @@ def pet_of(out, label):
 
 
 def second_pet(out, label, entity):
-    """Copy a PET, as if there were another run or session of it."""
+    """Copy a PET as if it were of another run or session."""
     first = pet_of(out, label)
     folder, before, name = first.parent, "_space-", first.name
     if entity.startswith("ses-"):
@@ -99,7 +99,7 @@ def second_pet(out, label, entity):
     return second
 
 
-# Who
+# Selection of people
 
 
 def test_controls_and_patients_are_those_of_the_queries(out):
@@ -187,7 +187,7 @@ def test_controls_that_all_lack_images_are_named(out, rng):
     assert labels(choose(out, controls=False).patients) == ["p1"]
 
 
-# Which images
+# Selection of images
 
 
 def test_a_patient_without_pet_is_a_problem_and_the_others_go_on(out, rng):
@@ -265,7 +265,7 @@ def test_sessions_can_be_chosen(out, rng):
             write_control(out, label, rng, session=session)
     people = choose(out, session_label=("b",))
     controls = [(control.label, control.session) for control in people.controls]
-    assert controls == [("04", "b"), ("01", None)]  # whose only visit has no session
+    assert controls == [("04", "b"), ("01", None)]  # the only visit has no session
     assert [(patient.label, patient.session) for patient in people.patients] == [("p3", "b")]
     assert people.notes == ()
     (problem,) = people.problems
@@ -337,7 +337,7 @@ def test_labels_that_find_nobody_are_told(out):
     )
 
 
-# Real and synthetic
+# Real and synthetic PET
 
 
 def test_a_control_with_a_t1w_alone_takes_part_by_its_synthetic_pet(out, rng):
@@ -365,7 +365,7 @@ def test_what_the_card_of_a_generator_says_comes_with_its_synthetic_pet(out, rng
     path = write_synthetic(out, paths, rng, seen=True)
     generator = {"Name": "g", "TrainedOn": "T1w of heads.", "IntendedUse": "A demonstration."}
     edit(sidecar_path(path), Generator=generator)
-    for made in (path, write_out_of_fold(out, paths, rng)):  # then that is taken, of the same name
+    for made in (path, write_out_of_fold(out, paths, rng)):  # now used, under the same name
         control = choose(out).controls[-1]
         assert control.synthetic.name == made.name
         assert control.maker.trained_on == "T1w of heads."
@@ -373,7 +373,7 @@ def test_what_the_card_of_a_generator_says_comes_with_its_synthetic_pet(out, rng
 
 
 def test_a_measured_image_that_says_synthetic_is_refused(out):
-    """Not even a typing error makes a synthetic PET a measured one."""
+    """Not even a typing error turns a synthetic PET into a measured one."""
     for label in ("01", "p2"):
         sidecar = sidecar_path(pet_of(out, label))
         before = read_json(sidecar)
@@ -457,11 +457,11 @@ def test_a_sidecar_that_names_no_generator_and_one_that_cannot_be_read(out):
     assert the_problem(choose(out), "03", rf"{path.name}: not valid JSON") == 65
 
 
-# Generators that have seen the subject
+# Generators that were trained on the subject
 
 
 def longitudinal(out, rng, *, seen=True):
-    """04: PET in sessions 1 and 2, and a synthetic PET of each."""
+    """04 has PET in sessions 1 and 2, and a synthetic PET for each."""
     tell(out, {**GROUPS, "04": "control"})
     paths = {session: write_control(out, "04", rng, session=session) for session in ("1", "2")}
     for path in paths.values():
@@ -479,7 +479,7 @@ WANTED = [
 @pytest.mark.parametrize("session", ["1", "2"])
 @pytest.mark.parametrize("asked", [(), ("1",), ("2",)])
 def test_the_session_with_a_held_out_synthetic_pet_is_used(out, rng, session, asked):
-    """Trained on one of the sessions: the generator knows the subject of the other as well."""
+    """A generator trained on one session knows the subject of the other session as well."""
     tell(out, GROUPS)
     paths = longitudinal(out, rng)
     write_out_of_fold(out, paths[session], rng)
@@ -490,7 +490,7 @@ def test_the_session_with_a_held_out_synthetic_pet_is_used(out, rng, session, as
     if control.session == session:
         assert control.synthetic.is_relative_to(out / "crossvalidation" / "g")
         assert people.problems == () or asked
-    else:  # the session that was asked for has a real PET, and no synthetic one to be used
+    else:  # the requested session has a real PET, and no usable synthetic one
         assert control.session == asked[0] != session
         assert control.synthetic is None
         (problem,) = (one for one in people.problems if one.subject == "04")
@@ -498,7 +498,7 @@ def test_the_session_with_a_held_out_synthetic_pet_is_used(out, rng, session, as
 
 
 def test_a_seen_synthetic_pet_of_another_session_is_no_silent_fallback(out, rng):
-    """Had nobody seen 04, session 2 with both its PETs would be that of the control."""
+    """If its generator had not been trained on 04, session 2 with both PETs would be chosen."""
     tell(out, {**GROUPS, "04": "control"})
     write_control(out, "04", rng, session="1")
     path = write_synthetic(out, write_control(out, "04", rng, session="2"), rng)
@@ -507,7 +507,7 @@ def test_a_seen_synthetic_pet_of_another_session_is_no_silent_fallback(out, rng)
     people = choose(out, **WANTED[0])
     assert (people.controls[-1].session, people.controls[-1].synthetic) == ("1", None)
     assert the_problem(people, "04", "sub-04 ses-2: .* was trained on this") == 65
-    assert choose(out).problems == ()  # real PET alone: nothing is missed
+    assert choose(out).problems == ()  # real PET only: nothing is missing
 
 
 def test_controls_are_of_the_sessions_that_are_asked_for_at_both_levels(out, rng):
@@ -532,7 +532,7 @@ def test_without_a_held_out_synthetic_pet_there_is_a_problem_and_no_other_is_tak
     control = people.controls[-1]
     assert (control.label, control.session, control.synthetic) == ("04", "1", None)
     assert the_problem(people, "04", "trained on this participant.*does not exist; train") == 65
-    assert choose(out).problems == ()  # real PETs alone: no synthetic one is needed
+    assert choose(out).problems == ()  # real PET only: no synthetic one is needed
 
 
 def test_train_and_group_choose_the_same_visit(out, rng):
@@ -591,7 +591,7 @@ def write_generator(out, sha256, participants, dataset="ellipsoids", fold=""):
     ],
 )
 def test_the_card_of_a_generator_tells_whom_it_has_seen(out, participants, dataset, seen):
-    """Whatever the sidecar says: it may be older than the generator of this name."""
+    """Regardless of the sidecar, which may be older than the generator of this name."""
     write_generator(out, "a" * 64, participants, dataset)
     people = choose(out, **WANTED[0])
     assert (synthetic_of(people, "03") is None) is seen
@@ -662,7 +662,7 @@ def test_a_raw_table_that_was_changed_since_is_told_of(out, tmp_path, table, who
         assert all(f"differs from {out}/participants.tsv for sub-{who}, and" in one for one in told)
 
 
-# One damaged file costs its owner
+# A damaged file affects only its participant
 
 
 @pytest.mark.parametrize(
@@ -749,7 +749,7 @@ def test_people_of_another_release_are_told_of_in_one_sentence(out):
     assert choose(out).notes == ()
     edit(image_of(out, "01", "pet"), Version="0.9.0")
     edit(image_of(out, "01", "T1w"), Version="0.9.0")
-    edit(image_of(out, "p2", "T1w"), Version=None)  # made before sidecars told
+    edit(image_of(out, "p2", "T1w"), Version=None)  # as written before sidecars had it
     edit(image_of(out, "02", "pet"), Version=f"{version('mri2pet')}.post1")  # same release
     (synthetic,) = out.glob("sub-03/**/*_desc-synth_pet.nii.gz")
     edit(sidecar_path(synthetic), Version="0.9.0")

@@ -18,7 +18,7 @@ from bids_app.settings import Settings
 
 @pytest.fixture
 def out(tmp_path, rng):
-    """Three controls and a patient; all have T1w and PET."""
+    """Three controls and a patient, all with T1w and PET."""
     out = tmp_path / "out"
     write_controls(out, ["01", "02", "03", "p1"], rng)
     tell(out, {"01": "control", "02": "control", "03": "control", "p1": "patient"})
@@ -79,7 +79,7 @@ def test_labels_narrow_the_query_down(out, selection, expected):
 
 
 def test_labels_that_find_nobody_are_told(out):
-    """Spelt by another case, or by a zero more, they would be passed over without a word."""
+    """With another case or number of zeros, they would otherwise be ignored silently."""
     asked = ("01", "02", "1", "p1")
     controls = choose(out, participant_label=asked, exclude_participant_label=("002", "02"))
     assert labels(controls) == ["01"]
@@ -145,7 +145,7 @@ def test_a_synthetic_pet_makes_nobody_a_control(out, rng):
     assert labels(choose(out)) == ["01"]
 
 
-# Nobody
+# No controls
 
 
 def test_nothing_that_was_preprocessed_is_told(tmp_path, out, rng):
@@ -195,7 +195,7 @@ def test_a_query_that_finds_nobody_or_cannot_be_understood_is_told(out, query, e
 
 
 def remake(image, version):
-    """Let a sidecar say that another version made its image."""
+    """Edit a sidecar as if another version had written its image."""
     sidecar = sidecar_path(image)
     write_json(sidecar, {**read_json(sidecar), "Version": version})
 
@@ -211,7 +211,7 @@ def test_controls_of_another_release_are_told_and_of_one_that_cannot_be_used_ref
         choose(out)
 
 
-# Registration that is not to be trusted
+# Failed or doubtful registrations
 
 
 def judge(image, verdict, *reasons):
@@ -271,7 +271,7 @@ def test_images_that_nobody_has_judged_are_told_of_once(out):
 
 @pytest.fixture
 def grids(tmp_path):
-    """Derivatives on no grid yet, and what writes a T1w on one."""
+    """Derivatives without images, and a function that writes a T1w on a grid."""
     out = tmp_path / "out"
 
     def write(template=TEMPLATE, resolution=4.0, box=Settings.bounding_box):
@@ -290,7 +290,7 @@ def settle(out, **changed):
 
 def test_the_only_grid_is_taken_and_told_of(grids):
     out, write = grids
-    assert settle(out) == (Settings(Path("/raw"), out, "train"), [])  # nothing is there to take
+    assert settle(out) == (Settings(Path("/raw"), out, "train"), [])  # there is no image
     box = (-60.0, -60.0, -40.0, 60.0, 60.0, 40.0)
     write("MNI305", 5.0, box)
     settings, (note,) = settle(out)
@@ -312,7 +312,7 @@ def test_the_grid_that_was_asked_for_is_not_told_of(grids):
 @pytest.mark.parametrize("box", [Settings.bounding_box, (-60.0, -60.0, -40.0, 60.0, 60.0, 40.0)])
 @pytest.mark.parametrize("digits", [4, 5, 17, None])
 def test_a_resolution_of_many_digits_is_found_again(grids, resolution, box, digits):
-    """Names keep four digits of it, headers seven or so; who asks may have fewer, or not ask."""
+    """File names have four digits, headers about seven; the option may have fewer or be missing."""
     out, write = grids
     write(resolution=resolution, box=box)
     (image,) = out.rglob("*.nii.gz")
@@ -344,7 +344,7 @@ def test_of_several_grids_one_has_to_be_chosen(grids):
         settle(out)
     assert settle(out, resolution=8.0)[0].template == TEMPLATE
     assert settle(out, template="MNI305")[0].grid_resolution == 4.0
-    settings, notes = settle(out, resolution=4.0)  # of two templates, the default
+    settings, notes = settle(out, resolution=4.0)  # of two templates, the default one
     assert notes[0].startswith("images on another grid are not used: MNI152NLin2009aSym at 8 mm")
     assert settings.template == TEMPLATE
 

@@ -1,4 +1,4 @@
-"""What a dry run estimates: laws, and what was measured elsewhere."""
+"""Estimates of a dry run: general properties, and comparison with measurements."""
 
 from collections import namedtuple
 from dataclasses import replace
@@ -90,7 +90,7 @@ def test_without_pet_or_synthesis_there_is_less_to_do():
 
 
 def taken_visit(*, mask=None, transforms=None, pets=(True,)):
-    """A visit whose T1w is another app's, with what is there of it; of PET, whether each is."""
+    """Return a visit whose T1w, and whose PET if so given, are by another app."""
     image = Path("image")
     t1w = Derived("fmriprep", image, "f", image, mask, transforms, transforms)
     pet = Derived("petprep", image, "p", image)
@@ -156,8 +156,8 @@ def about(estimated, measured):
 
 
 def test_what_was_measured_is_met_within_a_factor_of_two():
-    hour, gib, coarse = 3600, 2**30 / 1e9, 78 * 94 * 68  # of a grid of 2 mm
-    two = participants(2, 2, VOXELS)  # this and the next two: docs/hpc.md
+    hour, gib, coarse = 3600, 2**30 / 1e9, 78 * 94 * 68  # voxels of a grid of 2 mm
+    two = participants(2, 2, VOXELS)  # this and the next two are from docs/hpc.md
     assert about(two.cpu_seconds, 198)
     assert about(two.memory_gb, 1.25)
     assert about(two.output_gb, 0.201)
@@ -175,7 +175,7 @@ def test_what_was_measured_is_met_within_a_factor_of_two():
         assert about((svm.cpu_seconds - without.cpu_seconds) / 2, hours * hour)
         models = group(controls, 0, VOXELS, norms=0).output_gb
         assert about(models, detector * gib)
-    hours = {  # of a fold on two cores: docs/training.md
+    hours = {  # per fold on two cores: docs/training.md
         "semi3d-gan": 40,
         "semi3d-gan-mse": 40,
         "semi3d-cyclegan": 145,
@@ -203,7 +203,7 @@ def test_an_estimate_is_told_in_units_that_can_be_read():
     ("free", "mem_gb", "expected"),
     [
         (9e9, 8.0, []),
-        (6e9, 8.0, ["about 7.0 GB are needed, but only 6.0 are free"]),  # both on one disk
+        (6e9, 8.0, ["about 7.0 GB are needed, but only 6.0 are free"]),  # both on the same disk
         (9e9, 1.6, ["needs about 1.5 GiB of memory, but the run may use only 1.6"]),
     ],
 )

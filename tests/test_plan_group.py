@@ -1,4 +1,4 @@
-"""Training sets and folds: nobody is scored by what was trained on them, and only real PET is."""
+"""Training sets and folds: nobody is scored by a model trained on them, nor on synthetic PET."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ OUT = Path("/out")
 SCREENING = Study(OUT, Path("/work"), SPACE, GRID, "made", 4, 0, {"mri2pet": "0"}, 1.5)
 TRAINING_SETS = ("real", "hybrid", "synthetic")
 SYNTHETIC_CONTROLS = ("t1w-only", "all")
-KINDS = ("both", "real", "synthetic")  # PETs that a control has
+KINDS = ("both", "real", "synthetic")  # PET that a control has
 cohorts = st.lists(st.sampled_from(KINDS), min_size=2, max_size=14)
 folds_and_seeds = {"folds": st.integers(2, 5), "seed": st.integers(0, 2**32 - 1)}
 sets = {
@@ -61,7 +61,7 @@ def participant(label, kind, session=None):
 
 
 def pictured(kinds):
-    """Controls 00, 01 … with these PETs, as they are once these were stored."""
+    """Return controls 00, 01 … with these PET, as stored."""
     return stored_of([participant(f"{n:02}", kind) for n, kind in enumerate(kinds)])
 
 
@@ -72,7 +72,7 @@ def stored_of(people):
 
 
 def owner(one):
-    """Label of the participant whose picture this is."""
+    """Return the label of the participant of an image."""
     return one.name.split("_")[2]
 
 
@@ -143,7 +143,7 @@ def test_nobody_is_scored_by_a_fold_that_trained_on_them(
     assert sorted(scored) == sorted(
         control.stored_pet.name for control in controls if control.stored_pet is not None
     )
-    assert all(name.startswith("real_") for name in scored)  # whatever was trained on
+    assert all(name.startswith("real_") for name in scored)  # whatever the training set
     for model in trained:
         holding = [part.number for part in parts if model in part.training]
         assert len(holding) == folds - 1
@@ -168,7 +168,7 @@ def test_a_training_set_holds_what_its_name_says(
         assert model.name.startswith(kind)
 
 
-# Which images
+# Selection of images
 
 
 def names(trained):
@@ -194,7 +194,7 @@ def test_training_sets_by_hand(training_set, synthetic_controls, expected):
 
 
 def test_a_control_whose_real_pet_cannot_be_used_is_not_one_without():
-    """A synthetic PET does not stand in for a damaged one unless asked for."""
+    """A synthetic PET replaces a damaged one only on request."""
     damaged = replace(pictured(["both"])[0], stored_pet=None)
     others = pictured(["both", "both", "synthetic"])[1:]
     assert (
@@ -222,7 +222,7 @@ def test_a_training_set_without_images_is_refused(training_set, kinds, sentence)
     assert told.value.exit_code == 65
 
 
-# Too few
+# Too few controls
 
 
 def test_fewer_controls_than_folds_or_than_two_folds_are_refused():
@@ -237,7 +237,7 @@ def test_fewer_controls_than_folds_or_than_two_folds_are_refused():
     ("kinds", "training_set"), [(["real"] * 3, "real"), (["both"] * 3, "hybrid")]
 )
 def test_a_fold_is_trained_on_two_controls_at_least(kinds, training_set):
-    """Two images of one control are not two controls: pairs are of two people."""
+    """Two images of one control are not two controls, because pairs are of two people."""
     controls = pictured(kinds)
     trained = choose_training_images(training_set, controls, "all")
     with pytest.raises(UnusableDataError, match=r"has 1 control\(s\) to train on") as told:
@@ -268,7 +268,7 @@ def test_training_sets_share_the_seeds_of_folds():
         ]
 
 
-# What is stored
+# Stored images
 
 
 def test_a_visit_is_stored_from_its_own_images():
@@ -327,7 +327,7 @@ def test_what_was_not_stored_is_not_there():
 
 
 def test_a_synthetic_image_is_never_stored_as_a_measured_one(tmp_path, rng):
-    """Renamed, and its sidecar replaced by a real one's: the header still says SYNTHETIC."""
+    """Even if renamed and with a sidecar of a real PET, its header still says SYNTHETIC."""
     out = tmp_path / "out"
     paths = write_control(out, "01", rng)
     made = write_synthetic(out, paths, rng)
@@ -352,7 +352,7 @@ def test_a_synthetic_image_is_never_stored_as_a_measured_one(tmp_path, rng):
         run(plans[0].name)
 
 
-# What is told
+# Messages
 
 
 def test_the_card_tells_real_from_synthetic():

@@ -141,7 +141,7 @@ def write(path: Path, mark):
 
 
 def with_pet(visit, **metadata):
-    """A visit with a real PET."""
+    """Return a visit with a real PET."""
     path = visit.t1w.path.parents[1] / "pet" / "sub-01_trc-18FFDG_pet.nii.gz"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"raw")
@@ -150,7 +150,7 @@ def with_pet(visit, **metadata):
 
 
 def finish(plan):
-    """Write all that a visit with a real PET has in the end."""
+    """Write all results of a visit with a real PET."""
     (pet,) = plan.paths.pets
     for path in plan.paths.preprocessed:
         write(path, plan.preprocessed)
@@ -185,7 +185,7 @@ def write_regions(plan, run):
 
 @pytest.mark.parametrize("stage", ["all", "synthesize"])
 def test_a_visit_without_its_table_of_regions_is_not_done(visit, run, stage):
-    """It failed, the run was stopped before it, or it is that of another generator."""
+    """The table is missing after a failure or an interruption, or belongs to another generator."""
     in_mni = replace(run, space=Space("MNI152NLin2009aSym", 4.0, "t"))
     plan = plan_visit(with_pet(visit), in_mni)
     finish(plan)
@@ -196,14 +196,14 @@ def test_a_visit_without_its_table_of_regions_is_not_done(visit, run, stage):
     assert is_done(plan, replace(in_mni, stage="preprocess"))
     write_regions(replace(plan, synthesized="another"), in_mni)
     assert not is_done(plan, later)
-    write_json(sidecar_path(table), describe_regions())  # as earlier runs of this version did
+    write_json(sidecar_path(table), describe_regions())  # as earlier runs of this version wrote it
     assert is_done(plan, later)
     sidecar_path(table).unlink()
     assert not is_done(plan, later)
     write_regions(plan, in_mni)
     table.write_text("")
     assert not is_done(plan, later)
-    elsewhere = plan_visit(with_pet(visit), run)  # in a space that no atlas is of
+    elsewhere = plan_visit(with_pet(visit), run)  # in a space for which there is no atlas
     finish(elsewhere)
     assert is_done(elsewhere, run)
 
@@ -235,7 +235,7 @@ def test_sidecars_tell_what_was_done_beyond_the_paper(visit, run):
     [("02", "the same", True), ("02", "another", False), ("01", "the same", False)],
 )
 def test_a_generator_knows_people_of_its_own_dataset(visit, run, subject, dataset, known):
-    """Labels such as 02 are those of other people elsewhere."""
+    """Labels such as 02 belong to other people in other datasets."""
     write_json(run.output_dir / "dataset_description.json", {"Name": "mri2pet: the same"})
     card = replace(run.generator.card, dataset=dataset)
     chosen = replace(run, generator=replace(run.generator, card=card))
@@ -247,7 +247,7 @@ def test_a_generator_knows_people_of_its_own_dataset(visit, run, subject, datase
 
 @pytest.mark.parametrize("of_whom", [("02",), ("02", "03"), ()])
 def test_a_dataset_that_was_renamed_since_is_still_known(visit, run, of_whom):
-    """By what the cross-validation left of each whom the generator was trained on."""
+    """By the cross-validation results of each person whom the generator was trained on."""
     write_json(run.output_dir / "dataset_description.json", {"Name": "mri2pet: a better title"})
     card = replace(run.generator.card, dataset="the same", participants=("sub-02", "sub-03"))
     for label in of_whom:
@@ -271,7 +271,7 @@ def test_an_orientation_that_is_vouched_for_is_another_result_where_it_is_used(v
 
 
 def test_a_t1w_of_another_app_that_turns_out_to_be_stripped_is_another_result(visit, run, tmp_path):
-    """Its sidecar was corrected; all images are the same."""
+    """Its sidecar was corrected; the images are unchanged."""
     root, marks = tmp_path / "fmriprep", []
     image = root / "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"
     image.parent.mkdir(parents=True)
@@ -285,7 +285,7 @@ def test_a_t1w_of_another_app_that_turns_out_to_be_stripped_is_another_result(vi
         "frame_durations": [],
         "derivatives": [["fmriprep", "sub-01/anat/" + image.name, run.digests.of(image)]] * 2,
     }
-    assert marks[0] == fingerprint(decisive, [visit.t1w.path], bids_dir=run.bids_dir)  # as before
+    assert marks[0] == fingerprint(decisive, [visit.t1w.path], bids_dir=run.bids_dir)  # unchanged
 
 
 def test_a_dry_run_reads_no_image_of_whom_nothing_is_there(visit, run, monkeypatch):
@@ -315,7 +315,7 @@ def test_a_dry_run_reads_no_image_of_whom_nothing_is_there(visit, run, monkeypat
 def test_a_scaled_synthetic_pet_has_the_unit_of_the_real_one_that_it_is_scaled_to(
     visit, run, stage, written, unit
 ):
-    """The later stage meets PET of an earlier run, which may have been another app's."""
+    """The later stage finds the PET of an earlier run, possibly from another app."""
     plan, later = plan_visit(with_pet(visit, Units="Bq/mL"), run), replace(run, stage=stage)
     for result in (plan.paths.t1w, plan.paths.template_to_t1w, plan.paths.pets[0].in_t1w):
         result.parent.mkdir(parents=True, exist_ok=True)
@@ -329,7 +329,7 @@ def test_a_scaled_synthetic_pet_has_the_unit_of_the_real_one_that_it_is_scaled_t
 @pytest.mark.parametrize("stage", ["all", "preprocess"])
 @pytest.mark.parametrize("unit", ["Bq/mL", None, ("Bq", "mL")])
 def test_a_unit_that_was_corrected_in_a_raw_sidecar_reaches_the_results(visit, run, stage, unit):
-    """The image is the same, so that nothing else tells that its sidecar has changed."""
+    """The image is unchanged, so only the sidecar shows the correction."""
     told, later = {} if unit is None else {"Units": unit}, replace(run, stage=stage)
     plan = plan_visit(with_pet(visit, **told), run)
     finish(plan)
@@ -345,14 +345,14 @@ def test_a_unit_that_was_corrected_in_a_raw_sidecar_reaches_the_results(visit, r
     written = {"Fingerprint": plan.preprocessed, "Units": "kBq/mL"}
     write_json(sidecar_path(pet.in_t1w), written)
     assert is_done(corrected, replace(run, stage="preprocess"))
-    for again in ("all", "synthesize"):  # the synthetic PET in that unit is not there yet
+    for again in ("all", "synthesize"):  # the synthetic PET in that unit does not exist yet
         assert not is_done(corrected, replace(run, stage=again))
 
 
 @pytest.mark.parametrize("stage", ["all", "preprocess", "synthesize"])
 @pytest.mark.parametrize("left", [None, "", "[]", "{"])
 def test_a_visit_that_was_killed_beside_any_image_is_computed_again(visit, run, stage, left):
-    """What a run that was killed, or a copy of its results, left of a sidecar."""
+    """The sidecar may be left by a run that was killed, or by a partial copy of its results."""
     plan = plan_visit(with_pet(visit), run)
     finish(plan)
     read = (plan.paths.synthetic_pet, *plan.paths.pets[0].subtracted)

@@ -79,7 +79,7 @@ def test_each_control_is_stored_in_a_folder_of_its_own():
     plans = plan_storage(STUDY, controls)
     assert [one.folder.name for one in plans] == ["sub_01", "sub_01_b", "sub_1+2", "sub_x_y+z"]
     assert all(one.folder.parent == Path("/work/volumes") for one in plans)
-    assert all(one.name.isidentifier() for one in plans)  # nipype wants them so
+    assert all(one.name.isidentifier() for one in plans)  # as required by nipype
     for one, other in zip(plans, controls, strict=True):
         assert (one.participant, one.session) == (other.subject, other.session)
         assert (one.volumes, one.brain_mask) == (
@@ -88,14 +88,14 @@ def test_each_control_is_stored_in_a_folder_of_its_own():
         )
 
 
-# Going on from a generator
+# Training from an initial generator
 
 TISSUE_SPEC = TissueSpec((1, 1, 1), GRID.shape)
 
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """A dataset called ellipsoids, and a way to put a generator into it."""
+    """A dataset called ellipsoids, and a function that adds a generator to it."""
     monkeypatch.setattr(planning, "dataset_names", lambda _: ["ellipsoids"])
     here = replace(STUDY, output_dir=tmp_path)
 
@@ -226,7 +226,7 @@ def test_too_few_controls_are_refused():
 def test_every_fit_has_a_seed_of_its_own():
     seeds = [seed_of(STUDY.seed, name, place) for name in MODELS for place in range(5)]
     assert len(set(seeds)) == len(seeds)
-    assert all(0 <= seed < 2**63 for seed in seeds)  # what torch and nipype take
+    assert all(0 <= seed < 2**63 for seed in seeds)  # the range that torch and nipype accept
     assert seeds == [seed_of(STUDY.seed, name, place) for name in MODELS for place in range(5)]
 
 
@@ -342,7 +342,7 @@ SCORES = Scores(*[0.5] * 8)
 
 
 def write_scores(study, name, folds, *, told=True):
-    """Write the scores of a row, as its nodes do."""
+    """Write the scores of a row as its nodes do."""
     for fold, basis in zip(folds, bases_of(study, folds), strict=True):
         records = [
             ScoreRecord(name, image.participant, None, fold.number, SCORES)
@@ -377,7 +377,7 @@ EARLIER = {
 def test_a_table_holds_what_rests_on_the_images_and_folds_of_this_run(
     tmp_path, earlier, with_baselines
 ):
-    """A row of an earlier run has the same names of people, and may be of another grid."""
+    """A row of an earlier run has the same participants, but may be on another grid."""
     study, folds = replace(STUDY, output_dir=tmp_path), assign_folds(STUDY, stored(7))
     before, images = EARLIER[earlier]
     before = replace(before, output_dir=tmp_path)
@@ -415,11 +415,11 @@ def test_a_row_of_which_a_fold_has_no_scores_is_in_no_table(tmp_path):
     )
 
 
-# Leakage
+# Data leakage
 
 
 def test_what_cross_validation_writes_never_passes_for_a_measurement(tmp_path, rng):
-    """Neither in the dataset, nor where a row's folder is taken for one, whatever it says."""
+    """Neither in the dataset, nor if a row's folder is used as one, whatever the sidecar says."""
     out = tmp_path / "out"
     write_controls(out, ["01", "02", "03"], rng)
     study = replace(STUDY, output_dir=out)

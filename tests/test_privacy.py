@@ -1,4 +1,4 @@
-"""Nothing is ever sent: what watches over all tests (conftest.py) sees what it has to see."""
+"""Nothing is ever sent: the watch over all tests (conftest.py) detects what it has to."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ TELEMETRY = ("NIPYPE_NO_ET", "NO_ET")
 
 @pytest.fixture
 def watched(tmp_path):
-    """Run a program, as on a machine that says nothing of telemetry; list what it looked up."""
+    """Run a program without settings about telemetry; return the look-ups it made."""
 
     def run(program):
         script, log = tmp_path / "program.py", tmp_path / "log"
@@ -68,7 +68,7 @@ def test_what_leaves_a_process_is_seen(watched, program, expected):
 
 @PRELOADED
 def test_nipype_alone_looks_for_its_newest_version_and_within_mri2pet_does_not(watched):
-    """It does when its first node is made. Where it no longer does so, the first line may go."""
+    """It does so when the first node is created; if it stops, drop the first assertion."""
     assert "look-up" in watched(NIPYPE)
     assert watched(f"import bids_app.workflows.execution\n{NIPYPE}") == ""
 

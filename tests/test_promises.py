@@ -1,4 +1,4 @@
-"""What README.md, docs/usage.md and docs/errors.md promise is kept by tests that are there."""
+"""Every promise of README.md, docs/usage.md and docs/errors.md is checked by an existing test."""
 
 import ast
 import re
@@ -27,7 +27,7 @@ def promised():
 
 def test_every_row_is_understood():
     table = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
-    assert len(PROMISES) == table.count("\n| ") - 1  # but for the heads
+    assert len(PROMISES) == table.count("\n| ") - 1  # without the header
     assert len(PROMISES) > 30
 
 

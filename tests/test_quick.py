@@ -1,4 +1,4 @@
-"""``mri2pet quick``: files in, a synthetic PET out."""
+"""``mri2pet quick``: from image files to a synthetic PET."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ from bids_app.files import PARTIAL, read_json, replacing
 
 @pytest.fixture
 def files(tmp_path):
-    """A T1w, and a PET that is not compressed and has no sidecar."""
+    """A T1w, and an uncompressed PET without sidecar."""
     rng, raw = np.random.default_rng(4), write_dataset(tmp_path / "raw")
     t1w, pet = add_t1w(raw, "x", rng), add_pet(raw, "x", rng)
     mine = tmp_path / "mine"
@@ -125,7 +125,7 @@ def test_another_image_of_the_same_label_replaces_nothing(files, tmp_path):
 @pytest.mark.parametrize("told", [None, {"Units": "Bq/mL"}], ids=["without", "with"])
 @pytest.mark.parametrize("step", range(6))
 def test_the_same_command_goes_on_wherever_it_was_stopped(files, monkeypatch, step, told):
-    """Stopped while it wrote: description, README, then of each image its sidecar and its copy."""
+    """Interrupted while writing: description, README, then sidecar and copy of each image."""
     out, written = files / "out", []
     (files / "Ann B.json").write_text("{}")
     if told is not None:
@@ -174,7 +174,7 @@ def test_a_sidecar_that_was_mended_is_used_although_its_image_is_there(files, tm
     given, root = (files / "Ann B.nii.gz", files / "pet.nii"), tmp_path / "raw2"
     quick.make_dataset(*given, root)
     own = root / "sub-AnnB/pet/sub-AnnB_trc-18FFDG_pet.json"
-    own.write_text('{"Units": "mine"}')  # in the copy itself, and none is given
+    own.write_text('{"Units": "mine"}')  # in the copy itself, if none is given
     quick.make_dataset(*given, root)
     assert read_json(own) == {"Units": "mine"}
     (files / "pet.json").write_text('{"Units": "given"}')
@@ -185,7 +185,7 @@ def test_a_sidecar_that_was_mended_is_used_although_its_image_is_there(files, tm
 @pytest.mark.parametrize("damaged", ["t1w", "pet"])
 @pytest.mark.parametrize("left", [slice(None, -99), slice(50, None)], ids=["cut", "no gzip"])
 def test_the_image_that_is_damaged_is_the_one_that_is_told(files, tmp_path, damaged, left):
-    """Whichever it is, and its copy of an earlier call is not."""
+    """Whichever it is, and not its copy of an earlier call."""
     given = {"t1w": files / "Ann B.nii.gz", "pet": files / "pet.nii.gz"}
     given["pet"].write_bytes(gzip.compress((files / "pet.nii").read_bytes()))
     quick.make_dataset(*given.values(), tmp_path / "raw2")
@@ -218,5 +218,5 @@ def test_one_command_makes_a_synthetic_pet_of_two_files(files, tmp_path):
     assert [f"synthetic PET: {path}" for path in made] == done.stdout.splitlines()[-2:]
     measured = next(path for path in made if "space-MNI" in path.name)
     told = json.loads(measured.with_name(measured.name.replace(".nii.gz", ".json")).read_text())
-    assert "Measures" in told  # against the real PET
+    assert "Measures" in told  # comparison with the real PET
     assert (out / "sub-AnnB.html").is_file()

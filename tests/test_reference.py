@@ -1,4 +1,4 @@
-"""Pages of the documentation that say what the code says are what the code says."""
+"""Generated pages of the documentation agree with the code."""
 
 import doctest
 import importlib.util
