@@ -1,4 +1,4 @@
-"""Reports of what is empty, coarse, alone or damaged: a page is written all the same."""
+"""Reports of empty, coarse, single or damaged data: a page is always written."""
 
 import shutil
 
@@ -19,7 +19,7 @@ def relabel(path, change):
 
 
 def lose_on_the_t1w(cohort):
-    """Clusters of two voxels of the template lie between the slices of a coarse T1w."""
+    """Remove clusters of rank 2 in T1w space, as if between the slices of a coarse T1w."""
     for path in cohort.out.glob("**/*_space-T1w_*_dseg.nii.gz"):
         relabel(path, lambda ranks: np.where(ranks == 2, 0, ranks))
     for path in cohort.out.glob("**/*_space-T1w_*_clusters.tsv"):

@@ -1,4 +1,4 @@
-"""The first page of a patient's report: what was found, in words and pictures."""
+"""First page of a patient's report: the findings, in words and pictures."""
 
 import copy
 import re
@@ -19,20 +19,20 @@ from bids_app.report.findings import _count_controls, findings_of
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Not to be changed."""
+    """Shared cohort; tests must not change it."""
     return Cohort(tmp_path_factory.mktemp("findings") / "out")
 
 
 @pytest.fixture
 def cohort(made, tmp_path):
-    """A copy that a test may damage."""
+    """Copy of the cohort that a test may change."""
     mine = copy.copy(made)
     mine.out = shutil.copytree(made.out, tmp_path / "out")
     return mine
 
 
 def section(page):
-    """The text of the findings alone."""
+    """Return the text of the section of findings."""
     found = re.search(r'<section id="findings".*?</section>', page, re.S)
     return text_of(found[0]) if found else ""
 
@@ -69,7 +69,7 @@ def test_the_detector_that_finds_most_leads():
 
 
 def test_clusters_are_told_with_the_controls_that_have_one_as_strong(made):
-    """Of two controls, one has a cluster with the sum of OTHER's, and one has none."""
+    """Of two controls, one has a cluster with the sum of OTHER's, and the other has none."""
     (told,) = findings_of(made.out, "P1", (T,))
     rows = rows_of(made)
     assert len(told["clusters"]) == len(rows) == 2
@@ -152,7 +152,7 @@ def test_lesions_are_found_or_missed_each(made, cohort):
     assert lesion.missed
     assert lesion.sentences == ("Missed by z score and OC-SVM.",)
     assert [name for name, *_ in lesion.figure.lines] == ["known lesion"]
-    assert lesion.figure.lines[0][2]  # it is outlined
+    assert lesion.figure.lines[0][2]  # the lesion is outlined
 
 
 def test_without_known_lesions_nothing_is_said_of_any(tmp_path):
@@ -167,7 +167,7 @@ def test_pictures_show_t1w_pet_and_map_through_the_peak(made):
     for found, row in zip(told["clusters"], rows_of(made), strict=True):
         figure = found.figure
         ((_, tiles),) = figure.frames
-        assert len(tiles) == 6 + 2  # scores are laid over two of them
+        assert len(tiles) == 6 + 2  # scores are overlaid on two of them
         words = [text.words for text in figure.texts]
         assert words.count("T1w") == words.count("PET") == words.count("z score") == 2
         z, y = float(row["peak_z"]), float(row["peak_y"])

@@ -96,13 +96,13 @@ needs_browser = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Not to be changed."""
+    """Shared cohort; tests must not change it."""
     return Cohort(tmp_path_factory.mktemp("group") / "out")
 
 
 @pytest.fixture
 def cohort(made, tmp_path):
-    """A copy that a test may damage."""
+    """Copy of the cohort that a test may change."""
     mine = copy.copy(made)
     mine.out = shutil.copytree(made.out, tmp_path / "out")
     return mine
@@ -119,7 +119,7 @@ def change(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-# The page of the group
+# Page of the group
 
 
 def test_every_section_is_there_in_order(made):
@@ -141,7 +141,7 @@ def test_every_section_is_there_in_order(made):
         ),
     ):
         assert told in text
-    assert "atlas" not in text  # a setting that was not made
+    assert "atlas" not in text  # a setting that was not used
 
 
 def test_synthetic_pet_in_the_training_is_the_first_thing_that_is_said(cohort):
@@ -173,7 +173,7 @@ def test_a_demonstration_that_made_the_synthetic_pet_is_told_before_all_else(
     page = cohort.write(**RUN)
     assert said in page[: page.index("<header>")]
     assert told in section(page, "detectors")
-    cohort.record(without=("detectors/hybrid",))  # the generator has no part in this run
+    cohort.record(without=("detectors/hybrid",))  # the generator was not used in this run
     assert said not in cohort.write(**RUN)
 
 
@@ -218,7 +218,7 @@ def test_settings_are_kept_as_data_and_told_as_text(cohort):
         assert words in about
     assert "atlas" not in about
     assert "runs" not in about
-    assert cohort.write() == page  # as the record has it
+    assert cohort.write() == page  # as recorded
 
 
 def test_odd_values_are_escaped(cohort):
@@ -242,7 +242,7 @@ def test_the_reports_load_neither_torch_nor_numba_nor_plots():
     assert told.stdout.strip() == "set()"
 
 
-# What is missing
+# Missing files
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_an_odd_card_does_not_lose_the_report(cohort):
     assert "No figure." not in page
 
 
-# What the tables say
+# Contents of tables
 
 
 def test_the_report_reads_the_columns_that_are_written():
@@ -371,7 +371,7 @@ def test_patients_above_all_held_out_controls_are_named(made):
     summary = tables_in(section(made.write(**RUN), "summary"))[0]
     told = {line[0]: line for line in summary[1:]}
     assert told["OC-SVM, real"][2] == "2 of 2: sub-P1; sub-P2"
-    assert told["z score, real"][2] == "0 of 2"  # their first cluster is the one of everybody
+    assert told["z score, real"][2] == "0 of 2"  # their first cluster is the one that everyone has
     assert told["OC-SVM, real"][3:] == ["4 of 17 (24 %; 4 to 44 %)", "9 of 17 (53 %; 33 to 73 %)"]
 
 
@@ -405,7 +405,7 @@ def test_every_person_is_a_dot_on_the_axis_of_its_detector(made):
         low, high = axes.get_xlim()
         assert all(low <= x < high for x, _ in [*controls.get_xydata(), *patients.get_xydata()])
         assert len(set(controls.get_ydata())) == 1
-        assert min(patients.get_ydata()) > max(controls.get_ydata())  # y counts upwards
+        assert min(patients.get_ydata()) > max(controls.get_ydata())  # the y axis points up
         for told in (name_of(calibration), "2 of 2 patients above all 2 controls"):
             assert f">{told}</text>" in chart.svg
     _, controls, patients = chart.figure.axes[0].lines  # OC-SVM, real
@@ -454,14 +454,14 @@ def test_a_control_that_was_scored_without_real_pet_is_a_warning(cohort):
     lines = [*read_tsv(table), {"participant_id": "sub-C3", "detector": "ocsvm"}]
     write_tsv(table, CONTROL, lines)
     for path in cohort.out.glob("sub-C1/pet/*_pet.nii.gz"):
-        path.unlink()  # its card says that it was real
-    assert told not in cohort.write(**RUN)  # the folder of C3 is gone: taken on trust
+        path.unlink()  # which said that the PET was real
+    assert told not in cohort.write(**RUN)  # without the folder of C3, the card is trusted
     (cohort.out / "sub-C3").mkdir()
     assert told in cohort.write(**RUN)
 
 
 def test_how_much_of_a_healthy_brain_scores_above_0_is_told(cohort):
-    """0.9 and 0.96: 93 %; of one detector it is not known."""
+    """0.9 and 0.96 have a mean of 93 %; for one detector it is unknown."""
     table = cohort.out / "detectors/hybrid/control_maps.tsv"
     write_tsv(table, CONTROL_MAP, [one for one in read_tsv(table) if one["detector"] == "ocsvm"])
     page = section(cohort.write(**RUN), "calibration")
@@ -500,11 +500,11 @@ def test_too_few_held_out_controls_are_told(cohort):
     assert "No figure." in section(page, "calibration")
 
 
-# What an earlier run has left
+# Files of an earlier run
 
 
 def keep(cohort, **wanted):
-    """Leave those lines in the tables of all patients that have these cells, as a new run would."""
+    """Keep only the rows with these cells in all patients' tables, as a new run would."""
     for path in cohort.out.glob("*.tsv"):
         lines = [
             one
@@ -586,7 +586,7 @@ def test_a_training_set_of_an_earlier_run_is_not_one_that_found_nothing(cohort):
     assert [row[0] for row in tables_in(section(page, "summary"))[0][1:]] == [
         *("OC-SVM, real", "z score, real")
     ]
-    assert Reader(page).text[0] == "Group report"  # nothing synthetic in it
+    assert Reader(page).text[0] == "Group report"  # nothing in it is synthetic
 
 
 @pytest.mark.parametrize("damage", [None, "{", '{"maps": 3}', '{"dataset": "", "maps": [{}]}'])
@@ -601,7 +601,7 @@ def test_without_a_record_of_the_run_all_maps_stand_for_it_and_that_is_said(coho
     assert told in section(page, "summary")
     assert told not in before
     assert row_of(page, "OC-SVM, real") == row_of(before, "OC-SVM, real")
-    assert "2 patients, scored by" in text_of(page)  # controls are known by their maps
+    assert "2 patients, scored by" in text_of(page)  # controls are recognised by their maps
     assert "earlier run of the group" not in cohort.write_subject("P1")
 
 
@@ -621,7 +621,7 @@ def test_detectors_that_were_trained_elsewhere_are_told_of_where_they_lie(cohort
 
 
 def test_people_of_another_dataset_with_the_same_labels_are_others(cohort, tmp_path):
-    """A detector of another site was trained on its own P1 and P2, who are nobody here."""
+    """A detector of another site was trained on its own P1 and P2, who are other people."""
     elsewhere = tmp_path / "elsewhere"
     shutil.move(cohort.out / "detectors" / "hybrid", elsewhere)
     card = json.loads((elsewhere / "card.json").read_text())
@@ -697,7 +697,7 @@ def test_equal_curves_do_not_hide_one_another(made):
     places = [tuple(point) for line in axes.lines for point in line.get_xydata()]
     assert len(set(places)) == len(places)
     first = [line.get_xdata()[0] for line in axes.lines]
-    assert 0 < max(first) - min(first) < 1  # by less than a cluster
+    assert 0 < max(first) - min(first) < 1  # by less than one cluster
 
 
 def test_intervals_lie_around_their_lines(made):
@@ -794,7 +794,7 @@ def test_values_that_are_no_numbers_have_no_place_in_a_chart(made):
         assert not re.search(r"\b(nan|inf)\b", chart.svg, re.I)
 
 
-# Colours over the T1w
+# Overlays on the T1w
 
 
 def test_scores_below_the_threshold_are_transparent():
@@ -835,7 +835,7 @@ def maps(cohort, label="P1"):
 
 
 def over(figure):
-    """The tiles that lie over the T1w."""
+    """Return the tiles that are overlaid on the T1w."""
     tiles = figure.frames[0][1]
     return tiles[len(tiles) // 2 :]
 
@@ -869,14 +869,14 @@ def test_there_is_a_column_a_detector_and_a_row_a_view(made):
     assert len(figure.lines[0][2]) == len(over(figure))
     for tile in over(figure):
         red, green, *_ = rgba(tile.href)[rgba(tile.href)[..., 3] > 0].T
-        assert (green > red).all()  # all of these slices go through the lesion, and hit it
+        assert (green > red).all()  # all of these slices intersect the lesion
     areas = [(rgba(tile.href)[..., 3] > 0).sum() for tile in over(figure)]
     ocsvm, zscore, on_hybrid, _ = (sum(areas[column::4]) for column in range(4))
-    assert zscore < ocsvm < on_hybrid  # as strong as their bumps
+    assert zscore < ocsvm < on_hybrid  # in the order of the heights of their bumps
 
 
 def test_slices_go_through_the_lesion_and_else_through_most_clusters(cohort, tmp_path):
-    lesion = np.linalg.norm(cohort.world - (24, -40, -2), axis=-1) < 13  # where no cluster is
+    lesion = np.linalg.norm(cohort.world - (24, -40, -2), axis=-1) < 13  # away from all clusters
     cohort.put("sub-P1/anat", f"sub-P1_space-{T}_label-L_mask", lesion)
     (panel,) = maps(cohort)
     told = {text.words for text in panel.figures[0].texts if " = " in text.words}
@@ -922,11 +922,11 @@ def test_a_lost_image_is_named_and_the_rest_is_shown(cohort, kind, damage):
         nifti.save(nifti.Image(np.ones((20, 20, 20), np.float32), np.diag([8.0, 8, 8, 1])), path)
     pictures = section(cohort.write(**RUN), "maps")
     if kind == "L_mask" and damage == "missing":
-        assert "No figure." not in pictures  # no lesion is known, and that is all
+        assert "No figure." not in pictures  # only the lesion is unknown
         return
     assert path.name in pictures or f"sub-P1_space-{T}" in pictures
     assert pictures.count("No figure.") == (kind != "dseg")
-    assert "<image " in pictures  # of the other patient, or of the other detectors
+    assert "<image " in pictures  # of the other patient or the other detectors
 
 
 def test_many_patients_are_pictured_in_their_own_reports_only(cohort, monkeypatch):
@@ -936,7 +936,7 @@ def test_many_patients_are_pictured_in_their_own_reports_only(cohort, monkeypatc
     assert "Clusters of sub-P2" not in pictures
 
 
-# The section of a participant's report
+# Section of a participant's report
 
 
 def test_the_section_stands_between_pet_and_methods(made):
@@ -962,7 +962,7 @@ def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unli
     page = section(cohort.write_subject("P1"), "anomalies")
     assert page.count("Expected counts are estimated from 1 held-out control.") == len(SETS)
     assert page.count("No control was held out, so expected counts are unknown.") == 2
-    cohort.record(without=("stat-t_desc-zscore",))  # those maps are not of these detectors
+    cohort.record(without=("stat-t_desc-zscore",))  # those maps are not by these detectors
     assert "Expected counts are estimated" not in section(cohort.write_subject("P1"), "anomalies")
     control = section(cohort.write_subject("C1"), "anomalies")
     assert unlike not in control
@@ -1020,7 +1020,7 @@ def test_each_detector_has_its_table_and_its_pictures(made):
     assert "and on the participant's own T1w, in mm" in page
     assert re.findall(r'<div class="viewer" id="(.*?)"', page) == ["viewer-sub-P1_trc-18FFDG"]
     assert set(re.findall(r'data-viewer="(.*?)"', page)) == {"viewer-sub-P1_trc-18FFDG"}
-    assert page.count("<details>") == len(DETECTORS) + 1  # other training sets; keys
+    assert page.count("<details>") == len(DETECTORS) + 1  # other training sets, and keys
     assert "No figure." not in page
 
 
@@ -1047,7 +1047,7 @@ def test_a_control_is_called_one(made):
     assert "had not been trained on them" in page
     assert (
         "in the space of the template: x, y and z are those of the tables." in page
-    )  # maps of controls are there alone
+    )  # only maps of controls exist
     assert "this participant is a control" not in made.write_subject("P1")
 
 
@@ -1113,7 +1113,7 @@ def test_maps_of_another_grid_are_passed_over(made):
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize(("label", "side"), [("P1", -1), ("P2", 1)])
 def test_a_map_is_turned_so_that_left_is_left(made, own, label, side):
-    """On disk, the first axis of the participant's own space counts towards the left."""
+    """On disk, the first axis of the participant's own space points to the left."""
     anomaly = find_anomalies(made.out, label, spaces=(T,))[0]
     score_map = take_score_map(ImageCache(made.out), made.out, anomaly, native=own)
     place = np.unravel_index(np.nanargmax(score_map.scores.data), score_map.scores.data.shape)
@@ -1135,7 +1135,7 @@ def score_map(made):
 
 
 def image_of(layer, folder):
-    """Read the image of a layer as others do."""
+    """Read the image of a layer with a standard reader."""
     path = folder / "layer.nii.gz"
     path.write_bytes(base64.b64decode(layer["nifti"]))
     return nib.load(path)
@@ -1146,7 +1146,7 @@ def test_a_viewer_is_the_same_each_time(made):
     assert faults == []
     assert view_pet(made.out, primary(made)) == (viewer, [])
     for layer in viewer.layers:
-        assert base64.b64decode(layer["nifti"])[4:8] == bytes(4)  # no time (RFC 1952)
+        assert base64.b64decode(layer["nifti"])[4:8] == bytes(4)  # no time stamp (RFC 1952)
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -1193,7 +1193,7 @@ def test_resampling_moves_nothing_in_the_world(turns, angle):
 
 
 def test_a_healthy_brain_shows_nothing_in_the_viewer(score_map, tmp_path):
-    """All of its scores are below 0, as inside of the boundary of controls."""
+    """All of its scores are below 0, that is, inside the boundary of controls."""
     scores = replace(score_map.scores, data=-np.abs(score_map.scores.data) - 0.1)
     heat = heat_of(scores.data, None)
     assert heat.threshold == 0
@@ -1206,7 +1206,7 @@ def test_a_healthy_brain_shows_nothing_in_the_viewer(score_map, tmp_path):
 
 
 def test_layers_hold_what_is_there_as_bytes(score_map, tmp_path):
-    """Each value is that of the image there, to half of a step."""
+    """Each value equals that of the image within half a step."""
     viewer = make_viewer({"z score": score_map}, {"PET": score_map.t1w}, None, native=True)
     kinds = [layer["kind"] for layer in viewer.layers]
     assert kinds == ["t1w", "pet", "map", "clusters"]
@@ -1249,7 +1249,7 @@ def test_synthetic_pet_is_a_layer_where_there_is_one(cohort):
 
 
 def refine(cohort, times, rng):
-    """Bring images of the template's space to a grid that is finer, and make noise of that size."""
+    """Resample the images in template space to a finer grid, and create noise of that size."""
     for path in cohort.out.rglob("*_space-T1w_*"):
         path.unlink()
     paths = [*cohort.out.glob(f"sub-P1/*/*_space-{T}_*.nii.gz"), cohort.template]
@@ -1330,14 +1330,14 @@ def test_a_line_that_says_no_place_is_no_cluster(tmp_path):
         assert read_clusters_table(path, Faults(tmp_path)) == []
 
 
-# In a browser
+# Browser
 
 
 OUTPUT = "document.querySelector('.viewer output').value"
 
 
 def open_viewer(browser, page, *, kept=False):
-    """Open a report, and wait for its viewer; give the box of its slices on the page."""
+    """Open a report and wait for its viewer; return the box of its slices on the page."""
     browser.open(page)
     if not kept:
         browser.run("localStorage.clear()")
@@ -1353,13 +1353,13 @@ def open_viewer(browser, page, *, kept=False):
 
 
 def place_shown(browser):
-    """Read where the crosshair is, in mm."""
+    """Return the position of the crosshair, in mm."""
     words = browser.run(OUTPUT).replace("−", "-")
     return [float(one) for one in re.match(r"x (.*), y (.*), z (.*) mm", words).groups()]
 
 
 def give(browser, name, value, kind="input"):
-    """Set a control of the viewer, as someone does who uses it."""
+    """Set a control of the viewer, as a user does."""
     browser.run(
         f"""(() => {{
           const control = document.querySelector(".viewer {name}");
@@ -1371,7 +1371,7 @@ def give(browser, name, value, kind="input"):
 
 
 def settled(browser, box):
-    """Take pictures of a part of the page until two in a row are the same."""
+    """Take screenshots of a part of the page until two in a row are equal."""
     pictures = [browser.picture(box)]
 
     def rests():
@@ -1431,7 +1431,7 @@ def visit_first(browser):
 
 
 def side_in_sight(browser, box):
-    """Give the letter that coloured pixels are next to, in an axial slice without a crosshair."""
+    """Return the letter next to the coloured pixels, in an axial slice without crosshair."""
     browser.run("window.written = {}")
     give(browser, "[name=view]", "0")
     picture = settled(browser, box)
@@ -1460,7 +1460,7 @@ def test_in_the_viewer_a_cluster_is_on_the_side_of_its_letter(made, browser, lab
     shown, letters = side_in_sight(browser, box)
     assert shown == side
     assert letters["L"] > letters["R"]
-    open_viewer(browser, page, kept=True)  # the flip is kept
+    open_viewer(browser, page, kept=True)  # the flip is preserved
     assert browser.run("document.querySelector('[name=flip]').checked")
     visit_first(browser)
     browser.run(WRITTEN)
@@ -1475,7 +1475,7 @@ def test_in_the_viewer_a_cluster_is_on_the_side_of_its_letter(made, browser, lab
 
 @pytest.fixture
 def seen(made, browser):
-    """The first cluster of OC-SVM in the viewer; takes pictures of it, and counts what is drawn."""
+    """Take screenshots of the first cluster of OC-SVM in the viewer; count coloured pixels."""
     made.write_subject("P1")
     box = open_viewer(browser, made.out / "sub-P1.html")
     visit_first(browser)
@@ -1498,14 +1498,14 @@ def test_the_map_follows_its_threshold_and_window(browser, seen):
     first = seen()[1]
     give(browser, "[data-layer=Map] [name=low]", "2")
     fewer = seen()[1]
-    assert 0 < fewer < 0.7 * first  # below the threshold, nothing is seen at all
+    assert 0 < fewer < 0.7 * first  # values below the threshold are not drawn
     before = seen()[0]
     give(browser, "[data-layer=Map] [name=high]", "2.2")
     assert (seen()[0] != before).any()
-    assert seen()[1] == pytest.approx(fewer, rel=0.05)  # only colours differ
+    assert seen()[1] == pytest.approx(fewer, rel=0.05)  # only the colours differ
     give(browser, "[name=detector]", "z score")
     low = float(browser.run("document.querySelector('[data-layer=Map] [name=low]').value"))
-    assert low < 2  # each map has its own
+    assert low < 2  # each map has its own threshold
 
 
 @needs_browser
@@ -1530,12 +1530,12 @@ def test_the_crosshair_follows_keys_and_wheel(made, browser):
     above = browser.run("window.scrollY")
     start = place_shown(browser)
     browser.turn_wheel(x + 0.1 * width, y - above + 0.5 * height, 100)
-    assert place_shown(browser) == start  # not before a click: the page could not be scrolled
+    assert place_shown(browser) == start  # not before a click, so that the page can be scrolled
     browser.wait_for(lambda: browser.run("window.scrollY") > above)
     browser.run("document.querySelector('.viewer canvas').focus()")
     size = float(made.own_affine[1, 1])
     browser.press("ArrowRight")
-    browser.press("ArrowLeft")  # at voxels' centres now
+    browser.press("ArrowLeft")  # now at the centres of voxels
     for flipped in (1, -1):
         for key, axis, by in (
             *(("ArrowLeft", 0, -flipped), ("ArrowUp", 1, 1), ("ArrowDown", 1, -1)),
@@ -1553,7 +1553,7 @@ def test_the_crosshair_follows_keys_and_wheel(made, browser):
     assert browser.run(zoom) == 1
     browser.press("v")
     assert browser.run("document.querySelector('[name=view]').value") == "0"
-    browser.press("c")  # NiiVue's clip plane: not here
+    browser.press("c")  # NiiVue's clip plane, which is disabled
     before, above = place_shown(browser), browser.run("window.scrollY")
     browser.turn_wheel(x + 0.5 * width, y - above + 0.4 * height, -100)
     browser.wait_for(lambda: place_shown(browser) != before)

@@ -1,4 +1,4 @@
-"""``participants.html``: a table of all, outliers marked, ratings that later levels read."""
+"""``participants.html``: table of all participants, marked outliers, ratings for later levels."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def made(tmp_path_factory):
 
 
 def write_rows(out, count, **odd):
-    """Leave what reports of so many people leave; the fifth is odd."""
+    """Write the measures of this many reports; the fifth is an outlier."""
     for number in range(count):
         numbers = dict.fromkeys(NUMBERS, 0.9 + number / 1000) | (odd if number == 4 else {})
         row = {"visit": f"sub-{number:03}", "t1w": "pass", "pet": "pass", **numbers}
@@ -94,7 +94,7 @@ def test_ratings_are_read(tmp_path):
     (tmp_path / "sub-01").mkdir()
     found = read_ratings(path, tmp_path)
     assert found == {("01", ""): ("fail", "moved a lot"), ("02", "b"): ("pass", "")}
-    path.write_text("participant_id\trating\nsub-01\tfail\nsub-02\n")  # as editors strip tabs
+    path.write_text("participant_id\trating\nsub-01\tfail\nsub-02\n")  # some editors strip tabs
     assert read_ratings(path, tmp_path) == {("01", ""): ("fail", "")}
 
 

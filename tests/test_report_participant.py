@@ -65,7 +65,7 @@ UNCERTAINTY = {
 
 
 class Tree:
-    """A small derivative dataset: an ellipsoid for a brain."""
+    """Small derivative dataset, with an ellipsoid as the brain."""
 
     def __init__(self, root):
         self.out = root / "out"
@@ -132,7 +132,7 @@ def whole(tree):
 
 
 def oriented(codes, turn_degrees=0):
-    """Affine of 4 mm voxels whose axes point to R/L, A/P, S/I as the letters say."""
+    """Return the affine of 4 mm voxels with axes that point to the given letters."""
     directions = {"R": (1, 0, 0), "A": (0, 1, 0), "S": (0, 0, 1)}
     opposite = {"L": "R", "P": "A", "I": "S"}
     columns = [
@@ -149,7 +149,7 @@ def oriented(codes, turn_degrees=0):
 
 
 def head_with_a_mark(codes, turn, place):
-    """A volume that is bright near one place (mm, RAS+), and dark elsewhere."""
+    """Return a volume that is bright near one point (mm, RAS+), and dark elsewhere."""
     shape, affine = (24, 22, 20), oriented(codes, turn)
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     indices = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
@@ -179,7 +179,7 @@ def test_what_is_left_is_drawn_below_the_letter_l(codes, turn):
         beside = [text for text in letters if spot.x <= text.x <= spot.x + spot.width]
         nearest = min(beside, key=lambda text: abs(text.x - x))
         assert nearest.words == ("A" if spot.section.plane == "sagittal" else "L")
-        assert row < (picture.shape[0] - 1) / 2  # anterior, or superior, is above
+        assert row < (picture.shape[0] - 1) / 2  # anterior, or superior, is at the top
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPI", "LIA", "SRP"])
@@ -231,7 +231,7 @@ def test_pictures_of_noise_take_less_than_half_a_byte_a_pixel(rng, colours):
 
 
 def test_levels_part_three_tissues(rng):
-    shares = (600, 6400, 5000)  # so little CSF that the start of the search is wrong
+    shares = (600, 6400, 5000)  # with so little CSF that the search starts from a wrong value
     tissues = np.repeat([0.2, 0.55, 0.9], shares).reshape(30, 20, 20)
     noisy = (tissues + rng.normal(0, 0.02, tissues.shape)).astype(np.float32)
     lower, upper = tissue_levels(noisy, np.ones(noisy.shape, bool))
@@ -302,7 +302,7 @@ def test_every_section_is_there_in_order(whole):
 def test_pictures_have_words_for_those_who_do_not_see_them(whole):
     page = whole.write(**RUN)
     figures = re.findall(r"<svg viewBox[^>]*role=\"img\"[^>]*>\s*<title[^>]*>(.+?)</title>", page)
-    assert len(figures) == 6  # mask, T1w, PET, three blocks of slices
+    assert len(figures) == 6  # mask, T1w, PET, and three blocks of slices
     assert page.count("<desc ") == 6
     assert len(re.findall(r'class="flicker"', page)) == 2
 
@@ -328,7 +328,7 @@ def test_a_participant_without_pet(tree):
     assert "no real PET can be shown beside it" in text
     assert "Real PET" not in text
     assert "No figure." not in text
-    assert "Norgaard" not in text  # PET-BIDS is cited where there is PET
+    assert "Norgaard" not in text  # PET-BIDS is cited only if there is PET
 
 
 def test_a_participant_who_was_only_preprocessed(tree):
@@ -478,7 +478,7 @@ def test_a_generator_that_knew_the_participant_is_a_warning(tree):
     assert "was trained on this participant" in tree.write(**RUN)
 
 
-# Beyond the paper
+# Options beyond the paper
 
 NOVELTY = {
     "Value": 1.1,
@@ -635,7 +635,7 @@ def test_everything_cited_has_a_reference(level, told):
 
 
 def write_regions(tree, label, ratio):
-    """Write a table of two regions; that on the right of the real PET has a ratio of its own."""
+    """Write a table of two regions; the right one of the real PET has a different ratio."""
     columns = ["pet", "region", "volume", "mean", "ratio_brain", "ratio_cerebellum", "ratio_pons"]
     rows = [
         dict(zip(columns, (kind, region, 800, 0.4, value, 1.1, "n/a"), strict=True))
@@ -686,7 +686,7 @@ def test_every_reference_can_be_written_as_bibtex():
 
 
 def changes():
-    """Name what a report rests on, and change it; the last of each is another time, no content."""
+    """Name what a report depends on, and change it; the last change is of a time, not a content."""
 
     def touch(tree, pattern):
         path = next(tree.out.glob(pattern))
@@ -751,7 +751,7 @@ def test_a_report_is_written_again_where_the_run_tells_something_else(whole):
     assert current(notes=RUN["notes"], problems=RUN["problems"])
     assert not current(notes=RUN["notes"], problems=[])
     assert not current(notes=[], problems=RUN["problems"])
-    assert not current(**RUN)  # of a run that has computed something
+    assert not current(**RUN)  # of a run that has computed results
     (whole.out / "sub-02" / "anat").mkdir(parents=True)
     (whole.out / "sub-02" / "anat" / "sub-02_T1w.json").write_text("{}")
-    assert current()  # what others have is no matter
+    assert current()  # files of others do not matter

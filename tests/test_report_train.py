@@ -62,7 +62,7 @@ pytestmark = pytest.mark.slow
 
 TEMPLATE, RESOLUTION = "MNI152NLin2009aSym", 12.0
 SPACE = f"space-{TEMPLATE}_res-12"
-NEEDED = ("preproc_T1w", "brain_mask")  # without them, no picture
+NEEDED = ("preproc_T1w", "brain_mask")  # without these, no picture is drawn
 SHOWN = ("semi3d-gan", "semi3d-cyclegan-mse", "patch3d-gan-mse")
 SECTIONS = [
     *("summary", "table1", "tests", "violins", "curves", "smoothing", "pictures", "methods"),
@@ -80,7 +80,7 @@ RUN = {
 
 
 def quality(model, n):
-    """Scores that tell models and participants apart; higher is better but for LPIPS and MAE."""
+    """Return scores that differ by model and participant; higher is better except LPIPS and MAE."""
     first_lines = [row for row in ROWS if row not in OVERLAPPING]
     level = first_lines.index(model) / 100 + n / 1000
     scores = {"ssim": 0.9, "psnr": 25, "lpips": 0.02, "mae": 0.03, "ssim_brain": 0.8}
@@ -91,7 +91,7 @@ def quality(model, n):
 
 
 class Tree:
-    """What the train level leaves behind: five controls, three models, a sphere for a brain."""
+    """Results of the train level: five controls, three models, a sphere as the brain."""
 
     def __init__(self, out, *, lpips=True):
         self.out = out
@@ -190,7 +190,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def tree(made, tmp_path):
-    """A copy that a test may damage."""
+    """Copy of the results that a test may change."""
     mine = copy.copy(made)
     mine.out = shutil.copytree(made.out, tmp_path / "out")
     return mine
@@ -219,7 +219,7 @@ def comparison(metric, one, other, *, difference, p, p_holm, n=20):
     return PairedTest(metric, one, other, n, difference, math.nan, p, p_holm)
 
 
-# The page
+# Page
 
 
 def test_the_first_visible_line_says_synthetic(tree):
@@ -253,7 +253,7 @@ def test_every_section_is_there_in_order(tree):
         *("sub-01, sub-02, sub-03, sub-04, sub-05", "adversarial 1, cycle 10, MSE 100"),
     ):
         assert told in text
-    assert "lpips_weights" not in text  # a setting that was not made
+    assert "lpips_weights" not in text  # a setting that was not used
 
 
 def test_every_drawing_is_well_formed_and_has_words_for_those_who_do_not_see_it(tree):
@@ -295,7 +295,7 @@ def test_simulated_images_are_called_a_demonstration(tree):
     assert "these generators are trained on simulated images." in text_of(tree.write(**RUN))
 
 
-# What is missing
+# Missing files
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ def test_rows_are_those_of_the_models():
 def test_table1_tells_what_was_measured(tree):
     first, _ = re.findall(r"<table.*?</table>", section(tree.write(**RUN), "table1"), re.S)
     lines = cells_of(first)[2:]
-    # level 0.003 on average; SD of 0.001 … 0.005 is 0.00158
+    # mean level 0.003; the SD of 0.001 … 0.005 is 0.00158
     assert lines[0][:6] == [
         "semi-3D",
         "Simple-GAN",
@@ -511,7 +511,7 @@ finite = st.floats(-1e6, 1e6)
 
 
 def ticks_of(limits, **kind):
-    """The words along an axis."""
+    """Return the tick labels of an axis."""
     axes = new_figure(400, 300).subplots()
     set_axis(axes.xaxis, limits, **kind)
     low, high = limits
@@ -520,7 +520,7 @@ def ticks_of(limits, **kind):
 
 
 def dots_of(axes):
-    """Where the dots of a panel are, in its units."""
+    """Return the positions of the dots of a panel, in data units."""
     return [point for line in axes.lines if line.get_marker() == "o" for point in line.get_xydata()]
 
 
@@ -554,7 +554,7 @@ def test_axes_of_steep_losses_are_logarithmic():
         told = epochs(*(f"1 {n} {loss} 0.5 {loss} 0" for n, loss in enumerate(losses, 1)))
         chart = draw_curves({"semi3d-gan": told})
         scales = [axes.get_yscale() for axes in chart.figure.axes]
-        assert scales == [scale, "linear", "linear"]  # SSIM never
+        assert scales == [scale, "linear", "linear"]  # SSIM is always linear
         assert ("Loss of the generators (logarithmic)" in chart.svg) == (scale == "log")
     assert ticks_of((1, 100), logarithmic=True)[:3] == ["1", "2", "5"]
     for high in (30, 190, 210, 1e4, 1e9, 1e18):
@@ -645,7 +645,7 @@ def test_curves_have_a_line_a_fold_and_mark_the_epoch_that_was_kept(tree):
     panels = chart.figure.axes
     curves = [curve for axes in panels for curve in curves_of(axes)]
     assert len(panels) == len(SHOWN) * len(SERIES)
-    assert len(curves) == len(SHOWN) * (4 * len(SERIES) - 1)  # the final one has no SSIM
+    assert len(curves) == len(SHOWN) * (4 * len(SERIES) - 1)  # the final fit has no SSIM
     dots = [dots_of(axes) for axes in panels]
     assert [len(own) for own in dots] == [0, 0, 3] * len(SHOWN)
     assert [key.name for key in chart.keys] == [
@@ -655,7 +655,7 @@ def test_curves_have_a_line_a_fold_and_mark_the_epoch_that_was_kept(tree):
     assert [curve.get_color() for curve in curves[:4]] == [key.colour for key in chart.keys]
     assert list(curves[0].get_xdata()) == list(range(1, 7))
     assert curves[0].get_ydata() == pytest.approx([100 / n**2 for n in range(1, 7)], rel=1e-5)
-    for axes in panels[2::3]:  # epoch 4 has the best SSIM: nothing of its curve is above
+    for axes in panels[2::3]:  # epoch 4 has the best SSIM, so no point of its curve is above
         assert [tuple(dot) for dot in dots_of(axes)] == [(4, 0.8)] * 3
         assert all(curve.get_ydata().max() == 0.8 for curve in curves_of(axes))
     for model in SHOWN:
@@ -666,7 +666,7 @@ def test_the_ssim_of_different_models_compares():
     one, other = epochs("1 1 3 1 0.5 1"), epochs("1 1 30 1 0.9 1")
     panels = draw_curves({"semi3d-gan": one, "semi3d-gan-mse": other}).figure.axes
     assert panels[2].get_ylim() == panels[5].get_ylim()
-    assert panels[0].get_ylim() != panels[3].get_ylim()  # losses do not
+    assert panels[0].get_ylim() != panels[3].get_ylim()  # those of losses are not
 
 
 def test_losses_that_are_no_numbers_leave_a_gap_and_not_a_crash():
@@ -687,7 +687,7 @@ def test_the_best_smoothing_is_found_and_that_of_the_run_is_marked(tree):
     chart = draw_sweeps(sweeps, 1.5)
     (axes,) = chart.figure.axes
     assert chart.svg.count(">this run: 1.5 mm</text>") == 1
-    assert list(axes.lines[0].get_xdata()) == [1.5, 1.5]  # and the dashed line is there
+    assert list(axes.lines[0].get_xdata()) == [1.5, 1.5]  # the dashed line is there
     best = [line for line in axes.lines if line.get_markersize() == 9]
     assert {x for line in best for x in line.get_xdata()} == {2.0}
     for means, curve in zip(sweeps.values(), axes.lines[1::2], strict=True):
@@ -714,7 +714,7 @@ def test_a_best_smoothing_that_tells_little_is_said_to():
 
 
 def odd_violins():
-    """A chart whose names are made to break out of it."""
+    """Chart with names that try to break out of the SVG."""
     odd = ["<script>&\"'", "$\\frac$", "_hidden", ' id="a_1" clip-path="x"', "</svg>"]
     return draw_violins([score(name, "sub-1", ssim=0.5 + n / 9) for n, name in enumerate(odd)])
 
@@ -765,7 +765,7 @@ def test_a_sidecar_tells_the_smoothing_and_else_the_settings(tree):
 
 
 def path_of(tree, kind):
-    """The image of the control that is shown."""
+    """Return the path of an image of the control that is shown."""
     anatomy = kind in NEEDED
     root = tree.out / "crossvalidation" / SHOWN[0] if kind == "synth_pet" else tree.out
     name = f"sub-03_{'' if anatomy else 'trc-18FFDG_'}{SPACE}_desc-{kind}.nii.gz"
@@ -830,7 +830,7 @@ def test_left_is_left(tree):
         (kind, damage)
         for kind in (*NEEDED, "preproc_pet", "synth_pet")
         for damage in ("missing", "truncated", "grid")
-        if (kind, damage) != ("preproc_T1w", "grid")  # all others lie on another grid than it
+        if (kind, damage) != ("preproc_T1w", "grid")  # the grid of the T1w is the reference
     ],
 )
 def test_a_lost_image_is_named_and_the_rest_is_shown(tree, kind, damage):

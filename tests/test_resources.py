@@ -21,7 +21,7 @@ GIB = 1 << 30
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """A machine with 16 CPUs and 64 GiB."""
+    """Machine with 16 CPUs and 64 GiB."""
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 64 * GIB // 4096}
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(16)))
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
@@ -29,7 +29,7 @@ def machine(monkeypatch):
 
 @pytest.fixture
 def cgroup(tmp_path):
-    """Write the files of a control group; give its root."""
+    """Write the files of a control group; return its root."""
 
     def write(**files):
         for name, text in files.items():
@@ -47,7 +47,7 @@ def limits(environment, root):
 
 
 def test_a_machine_without_control_groups_is_all_ours(tmp_path):
-    assert limits({}, tmp_path) == (16, 57.6)  # nine tenths of 64
+    assert limits({}, tmp_path) == (16, 57.6)  # nine tenths of 64 GiB
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_control_groups_of_version_1(cgroup, quota, memory, expected):
     ],
 )
 def test_a_group_within_another_counts(tmp_path, listing, cpu, memory):
-    """A job of SLURM is in a group below the root, and Apptainer leaves it there."""
+    """A SLURM job is in a group below the root, and Apptainer leaves it there."""
     for name, text in ((cpu, "200000 100000"), (memory, str(3 * GIB))):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -143,7 +143,7 @@ def test_all_libraries_are_told_how_many_threads_they_may_start():
 
 @pytest.fixture
 def driver(tmp_path, monkeypatch):
-    """Put an nvidia-smi on the path that says, and returns, something."""
+    """Put an nvidia-smi on the path that prints and returns given values."""
 
     def install(says, code=0):
         program = tmp_path / "nvidia-smi"
@@ -160,7 +160,7 @@ def _which(path):
 
 @pytest.fixture
 def torch_of(tmp_path, monkeypatch):
-    """Put a torch on the path that was built with this version of CUDA, or without."""
+    """Put a torch on the path that was built with this CUDA version, or without CUDA."""
 
     def install(cuda):
         folder = tmp_path / "site" / "torch"
@@ -200,7 +200,7 @@ def test_the_driver_says_whether_there_is_a_gpu(driver, torch_of, says, code, ex
 
 
 def test_torch_without_cuda_computes_on_the_cpu_though_there_is_a_gpu(driver, torch_of):
-    """Its build for CPUs suffices, says README, also on a machine with a GPU."""
+    """The README says that torch for CPUs is sufficient, also on a machine with a GPU."""
     torch_of(None)
     driver("GPU 0: NVIDIA A100")
     assert choose_device("auto") == "cpu"

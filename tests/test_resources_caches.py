@@ -1,4 +1,4 @@
-"""Caches of libraries go where they can be written to, filled with what was there."""
+"""Caches of libraries are moved to writable folders, with their existing contents."""
 
 import os
 import stat
@@ -10,7 +10,7 @@ import pytest
 
 from bids_app.resources import VARIABLES, writable_caches
 
-FUNCTIONS = 3  # that smo compiles for its callers: scale, fit, score
+FUNCTIONS = 3  # functions that smo compiles for its callers: scale, fit, score
 
 
 def test_places_that_can_be_written_to_stay(tmp_path):
@@ -38,7 +38,7 @@ def test_without_a_home_there_are_places_for_a_while(home):
 
 
 def test_a_home_of_somebody_else_is_left_alone(tmp_path, monkeypatch):
-    """As root's is for who runs a container by ``-u``: libraries that look into it would fail."""
+    """For example root's for a container with ``-u``: libraries that access it would fail."""
     (tmp_path / "secret").write_text("x")
     monkeypatch.setattr("os.access", lambda place, _: str(place) != str(tmp_path))  # root may all
     monkeypatch.setattr("bids_app.resources.is_writable", lambda folder: folder != tmp_path)
@@ -57,7 +57,7 @@ def test_what_cannot_be_written_to_is_copied(tmp_path, monkeypatch):
     filled.chmod(stat.S_IRUSR | stat.S_IXUSR)
     monkeypatch.setattr(
         "bids_app.resources.is_writable", lambda folder: folder != filled
-    )  # root may
+    )  # root may do so
     environment = {"HOME": str(tmp_path), "NUMBA_CACHE_DIR": str(filled)}
     with writable_caches(environment):
         copy = Path(environment["NUMBA_CACHE_DIR"], "deep", "code")
@@ -71,7 +71,7 @@ def test_what_cannot_be_written_to_is_copied(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_machine_code_of_a_read_only_cache_is_used(tmp_path):
-    """As in a container: filled at build, copied at run; nothing is compiled again."""
+    """As in a container: filled at build time, copied at run time; nothing is recompiled."""
     script = """
 import os, sys
 import numpy as np

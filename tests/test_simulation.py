@@ -1,4 +1,4 @@
-"""Laws of simulated heads, images and lesions; all on 4 mm grids."""
+"""Properties of simulated heads, images and lesions, on 4 mm grids."""
 
 from dataclasses import replace
 
@@ -70,21 +70,21 @@ CORTEX, WHITE, FLUID = (3, 42), (2, 41), (4, 24, 43)
 
 
 def jacobian(displacement: Displacement) -> np.ndarray:
-    """Give the determinant of the derivative of a warp: above 0 where it folds nothing."""
+    """Return the Jacobian determinant of a warp, which is above 0 if there is no folding."""
     zooms = zooms_of(displacement.affine)
     rows = [np.stack(np.gradient(displacement.field[..., c], *zooms), axis=-1) for c in range(3)]
     return np.linalg.det(np.stack(rows, axis=-2) + np.eye(3, dtype=np.float32))
 
 
 def deform(anatomy: Anatomy, rng: np.random.Generator, *, strength: float = 1.0):
-    """Make another head out of one, on the same grid."""
+    """Warp a head on the same grid."""
     displacement = draw_displacement(anatomy.grid, rng, strength=strength)
     return warp_head(anatomy, displacement, anatomy.grid), displacement
 
 
 @pytest.fixture(scope="module")
 def head() -> Anatomy:
-    """A head cut out of nilearn's template, at 4 mm: every other voxel of its 2 mm maps."""
+    """Head from nilearn's template at 4 mm: every other voxel of its 2 mm maps."""
     maps = [
         load(resolution=2)
         for load in (
@@ -126,8 +126,8 @@ def test_head_has_all_that_is_painted_and_sides_in_their_places(head):
         assert head.mni[head.labels == left][:, 0].mean() < 0
         assert head.mni[head.labels == right][:, 0].mean() > 0
     brain = is_brain(head.labels)
-    assert 1.0e6 < brain.sum() * 64 < 2.2e6  # mm³, as adults have
-    # around the brain lies head, and no brain touches air
+    assert 1.0e6 < brain.sum() * 64 < 2.2e6  # mm³, as in adults
+    # the brain is surrounded by the head and touches no air
     assert (head.labels[ndimage.binary_dilation(brain)] > 0).all()
 
 
@@ -151,7 +151,7 @@ def test_label_map_without_structures_is_refused():
 def test_warp_folds_nothing(head, seed):
     displacement = draw_displacement(head.grid, np.random.default_rng(seed))
     assert jacobian(displacement).min() > 0
-    assert np.abs(displacement.field).max() > 3  # and it is a warp
+    assert np.abs(displacement.field).max() > 3  # the warp is not trivial
 
 
 def test_no_strength_leaves_the_head_as_it_is(head, rng):
@@ -166,7 +166,7 @@ def test_mni_coordinates_go_with_the_labels(head, rng):
     for label in (10, 49, 12, 51, 16):
         before = head.mni[head.labels == label].mean(axis=0)
         after = warped.mni[warped.labels == label].mean(axis=0)
-        np.testing.assert_allclose(after, before, atol=2.5)  # though it moved in the world
+        np.testing.assert_allclose(after, before, atol=2.5)  # although it moved in world space
     assert np.abs(warped.mni - head.mni).max() > 3
 
 
@@ -209,7 +209,7 @@ def test_cortex_takes_up_more_than_twice_as_much_as_white_matter(head, seed):
     volume = activity(head, uptake)
     ratio = mean(volume, head.labels, CORTEX) / mean(volume, head.labels, WHITE)
     assert 2.2 < ratio < 3.6
-    assert volume[head.labels >= 500].mean() < 0.25  # the head around is faint
+    assert volume[head.labels >= 500].mean() < 0.25  # uptake outside the brain is low
 
 
 def test_pattern_is_high_and_low_where_fdg_is():
@@ -241,7 +241,7 @@ def test_regions_take_up_as_much_as_in_mean_fdg_pet():
 
 
 def test_regions_differ_among_people_and_between_sides_as_published():
-    """Regions over the mean by some 7 %, asymmetry by 3 to 5 %, see ``VARIATION``."""
+    """SD of regions relative to the mean about 7 %, of asymmetry 3 to 5 %; see ``VARIATION``."""
     points = coordinates(PATTERN_GRID)
     brain = np.linalg.norm(points - [0, -18, 8], axis=-1) < 60
     places = ((7, -52, 28), (38, 36, 28), (42, -24, 52), (54, -34, -22), (26, -22, -14))
@@ -326,7 +326,7 @@ def test_template_made_of_the_usual_pattern_gives_it_back(head):
         ).labels
     ]
     bright = ones.copy()
-    bright[:, : grid.shape[1] // 2] = 1.3  # the back of the brain
+    bright[:, : grid.shape[1] // 2] = 1.3  # posterior half of the brain
     pet = ndimage.gaussian_filter(tissue * bright, 1.2)
     pattern = pattern_of_template(50 * pet, grid, head)
     back = np.mean([at(pattern, x, -70, 10) for x in (-30, 30)])
@@ -368,7 +368,7 @@ def test_lesion_fades_at_its_rim(head, rng):
     (lesion, *_) = draw_lesions(head, rng)
     loss = 1 - factor_of(lesion, head.labels, head.affine)
     partial = (loss > 0.02 * lesion.depth) & (loss < 0.98 * lesion.depth)
-    partial &= np.abs(loss - lesion.depth / 2) > 0.05 * lesion.depth  # not those at the radius
+    partial &= np.abs(loss - lesion.depth / 2) > 0.05 * lesion.depth  # except those at the radius
     assert partial.sum() >= 5
 
 
@@ -403,7 +403,7 @@ def test_blur_keeps_activity_and_scale_gives_becquerels(rng):
     seen = blur(volume, Scanner(5.0, 20e3, 0.0), (2.0, 2.0, 2.0))
     assert seen.sum() == pytest.approx(20e3, rel=1e-3)
     profile = seen[:, 15, 15] / seen[15, 15, 15]
-    # half the maximum is reached 2.5 mm from the centre: between the voxels at 2 and 4 mm
+    # half of the maximum is reached at 2.5 mm, between the voxels at 2 and 4 mm
     assert profile[16] > 0.5 > profile[17]
 
 
@@ -497,7 +497,7 @@ def test_label_names_are_unique():
 
 
 def test_nobody_has_a_larger_skull_than_people_have(head, monkeypatch):
-    """The template is large already; a quarter more would be no human brain."""
+    """The template is already large; a quarter more would exceed human brains."""
     drawn = []
 
     def draw(grid, rng, *, strength):

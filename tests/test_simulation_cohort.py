@@ -1,4 +1,4 @@
-"""The dataset that mri2pet-simulate writes, and its command line; 4 mm."""
+"""Datasets written by mri2pet-simulate, and its command line, at 4 mm."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def data_of(path):
 
 
 def read_itk(path):
-    """Read an ITK text transform as a matrix from points to points, RAS+; by hand."""
+    """Read an ITK text transform by hand as a matrix for points in RAS+."""
     lines = dict(line.split(": ") for line in path.read_text().splitlines() if ": " in line)
     numbers = [float(number) for number in lines["Parameters"].split()]
     matrix = np.eye(4)
@@ -124,7 +124,7 @@ def test_true_transform_carries_pet_onto_t1w(cohort):
 
     best = correlation(t1w_to_pet)
     assert best > 0.98
-    for shift in 3.0 * np.vstack([np.eye(3), -np.eye(3)]):  # right to a millimetre or two
+    for shift in 3.0 * np.vstack([np.eye(3), -np.eye(3)]):  # accurate to one or two millimetres
         moved = t1w_to_pet.copy()
         moved[:3, 3] += shift
         assert correlation(moved) < best
@@ -173,7 +173,7 @@ def test_coordinates_are_near_the_world_of_a_head_from_the_template(cohort):
     mni = np.asarray(image.dataobj) / 10
     world = np.moveaxis(np.indices(mni.shape[:3]), 0, -1) @ image.affine[:3, :3].T
     error = np.linalg.norm(mni - world - image.affine[:3, 3], axis=-1)
-    assert np.median(error) < 15  # the warp moves a voxel by some mm
+    assert np.median(error) < 15  # the warp moves voxels by some mm
 
 
 def test_sessions_and_frames(long_cohort):
