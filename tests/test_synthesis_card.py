@@ -130,7 +130,7 @@ def test_a_card_tells_what_it_was_initialized_from(folder, spec, generator):
 
 
 def test_the_rows_of_the_paper_tell_no_condition():
-    """Cards, and what names their checkpoints, stay what they were."""
+    """Existing cards, and the names of checkpoints, stay valid."""
     assert not [name for name, spec in MODELS.items() if "condition" in spec_to_dict(spec)]
     assert "initialized_from" not in card_values(card_of(SLICES))
 

@@ -19,7 +19,7 @@ def start(spec, seed=0):
 
 
 def run(fit, pairs, scores=None, last_epoch=4):
-    """Fit, with given SSIM epoch by epoch; None goes without validation."""
+    """Run a fit with the given SSIM per epoch; None skips validation."""
     validate = None if scores is None else lambda _: scores[fit.training.epoch - 1]
     return list(resume_training(fit, pairs, validate=validate, last_epoch=last_epoch))
 
@@ -29,7 +29,7 @@ def everything(fit):
 
 
 def assert_equal(one, other):
-    """All but the seconds that epochs took is the same."""
+    """Check that two fits are equal except for the durations of epochs."""
     assert one.keys() == other.keys()
     alike = [n for n in one if n == "history" or torch.equal(one[n], other[n])]
     assert alike == list(one)

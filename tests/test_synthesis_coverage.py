@@ -1,4 +1,4 @@
-"""Generators and PETs that do not cover the brain: what is missing trains, and judges, nothing."""
+"""Incomplete coverage of the brain by PET: gaps enter neither training nor scores."""
 
 import math
 from dataclasses import replace
@@ -27,14 +27,14 @@ PATCHES = replace(MODELS["patch3d-gan-mse"], tiling=CubicPatches(6, 3), tiles_pe
 
 
 def top(brain, slices):
-    """A hole over the highest slices of a brain."""
+    """Return a gap over the top slices of a brain."""
     last = int(np.where(brain.any((0, 1)))[0].max())
     return brain & (np.arange(brain.shape[2]) > last - slices)
 
 
 @pytest.fixture
 def stored(tmp_path, rng):
-    """Store a visit whose PET lacks slices at the top; what lies there is marked."""
+    """Store a visit whose PET lacks the top slices, which have a marker value."""
 
     def store(name, slices, filling=0.0):
         t1w, pet, brain = images(np.random.default_rng(len(name)), SHAPE)
@@ -78,7 +78,7 @@ def test_a_fold_without_a_tile_that_is_covered_is_refused(stored, tmp_path):
 
 
 def test_what_is_not_covered_judges_nothing(stored, rng):
-    """Scores and sweep are the same whatever lies there; a perfect image is perfect."""
+    """Scores and sweeps do not depend on values in the gap; a perfect image has perfect scores."""
     visits = [open_volumes(stored(name, 5, filling)) for name, filling in (("a", 0.0), ("b", 1.0))]
     made = np.clip(np.asarray(visits[0].t1w), 0, 1)
     first, second = (
@@ -102,10 +102,10 @@ def test_what_is_not_covered_judges_nothing(stored, rng):
 
 
 def test_early_stopping_and_the_table_see_the_same(stored):
-    """A generator is judged by SSIM of what is covered, at validation and in the table."""
+    """Generators are scored by SSIM over covered voxels, in validation and in the table."""
 
     class Same(torch.nn.Module):
-        """Give a T1w back."""
+        """Generator that returns the T1w."""
 
         def __init__(self):
             super().__init__()
@@ -132,4 +132,4 @@ def test_the_mean_pet_is_of_those_who_cover_it(stored):
     np.testing.assert_allclose(mean[~hole], (sum(pets) / 3)[~hole], rtol=1e-6)
     nobody = mean_pet(folders[:1])
     assert not nobody[hole].any()
-    assert gather_reference(visits).pet_quantiles.max() <= 1  # what is marked is 9
+    assert gather_reference(visits).pet_quantiles.max() <= 1  # the marker value is 9

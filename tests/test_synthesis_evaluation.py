@@ -82,7 +82,7 @@ def test_metrics_in_the_order_of_the_tables():
 
 
 def labelled(shape):
-    """Lay seven slabs side by side: three pairs, and one on its own."""
+    """Create a volume of seven slabs side by side: three pairs, and a single one."""
     regions = np.zeros(shape, int)
     for label in range(1, 8):
         regions[3 + label, 3:15, 3:13] = label
@@ -95,7 +95,7 @@ def test_regional_uptake_by_hand(brain):
     for label, value in ((1, 0.6), (2, 0.4), (3, 0.55), (4, 0.45)):
         real[regions == label] = value
     synthetic = real.copy()
-    synthetic[regions == 7] = 0.6  # of 0.5, and the mean of all rises by 0.1 / 7
+    synthetic[regions == 7] = 0.6  # instead of 0.5; the overall mean increases by 0.1 / 7
     error, bias, asymmetry = compare_regions(3 * synthetic, real, regions)
     mean = 0.5 + 0.1 / 7
     relative = 100 * np.array([*[0.5 / mean - 1] * 6, 0.6 / mean - 1])
@@ -159,7 +159,7 @@ def test_an_image_too_bright_in_the_brain_by_hand(real, brain):
     assert found.psnr_brain == pytest.approx(20, abs=1e-4)
     assert found.mae == pytest.approx(0.1 * share, abs=1e-6)
     assert found.psnr == pytest.approx(20 - 10 * np.log10(share), abs=1e-4)
-    assert found.ssim > found.ssim_brain  # what lies outside is equal
+    assert found.ssim > found.ssim_brain  # because both are equal outside the brain
 
 
 def test_lpips_is_as_given_or_not_a_number(real, brain):
@@ -177,7 +177,7 @@ def test_an_image_is_masked_after_it_was_smoothed(real, brain):
     finished = smooth_in_brain(real + 1, brain, fwhm=3, zooms=ZOOMS)
     assert (finished[~brain] == 0).all()
     assert np.array_equal(finished[brain], smooth(real + 1, 3, ZOOMS)[brain])
-    assert finished[4, 3, 3] > 1  # masked first, it would have darkened at the rim
+    assert finished[4, 3, 3] > 1  # if masked first, it would be darker at the rim
 
 
 def test_smoothing_leaves_its_input_alone(real, brain):
@@ -198,7 +198,7 @@ def test_a_sweep_ends_where_the_scores_are(real, brain, rng):
 
 
 def test_the_smoothing_that_was_undone_is_the_best(rng, brain):
-    """The real image is the unsmoothed one smoothed by 2 mm, so there SSIM is 1."""
+    """The real image is the unsmoothed one smoothed by 2 mm, so that SSIM is 1 there."""
     unsmoothed = rng.random(brain.shape).astype(np.float32)
     real = smooth_in_brain(unsmoothed, brain, fwhm=2, zooms=(1, 1, 1))
     swept = sweep(unsmoothed, real, brain, zooms=(1, 1, 1))

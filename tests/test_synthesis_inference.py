@@ -17,7 +17,7 @@ TILINGS = [SliceTriplets(), CubicPatches(size=9, stride=3), SliceTriplets(step=1
 
 
 class Change(nn.Module):
-    """A generator that does one thing to every voxel."""
+    """Generator that applies one function to every voxel."""
 
     def __init__(self, change):
         super().__init__()
@@ -51,7 +51,7 @@ def test_the_batch_size_does_not_change_the_result(t1w, name):
     spec = replace(spec, tiling=TILINGS[spec.tiling.spatial_dims - 2])
     generator = build_translator(spec, torch.Generator().manual_seed(3)).generator.eval()
     for parameter in generator.parameters():
-        parameter.data *= 10  # so that answers differ
+        parameter.data *= 10  # so that predictions differ
     one, two, all_at_once = (
         synthesize(t1w, generator, spec.tiling, fwhm=1.5, zooms=ZOOMS, batch_size=size)
         for size in (1, 2, 1000)
@@ -109,7 +109,7 @@ def test_a_dead_network_is_refused_and_one_that_is_not_is_not(rng):
     pet = np.where(t1w > 0, 0.5, 0).astype(np.float32)
     with pytest.raises(FloatingPointError, match=r"predicts 0\.5 everywhere in the brain"):
         refuse_flat(pet, t1w)
-    refuse_flat(pet, pet)  # of a T1w that is the same everywhere, nothing else can be made
+    refuse_flat(pet, pet)  # if the T1w is constant, so is the prediction
     pet[1, 1, 1] = 0.51
     refuse_flat(pet, t1w)
 

@@ -52,14 +52,14 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 @pytest.fixture(scope="module")
 def visits(tmp_path_factory):
-    """Three people of 26×25×24 voxels; an epoch of two has three steps."""
+    """Three people of 26×25×24 voxels; an epoch on two of them has three steps."""
     root, rng = tmp_path_factory.mktemp("volumes"), np.random.default_rng(3)
     return [store(root / name, rng, name, shape=(26, 25, 24)) for name in ("01", "02", "03")]
 
 
 @pytest.fixture
 def start(tmp_path, visits):
-    """Start a job, or go on with it; give where its results are."""
+    """Start or resume a job; return the folder of its results."""
 
     def run(
         name="1",
@@ -97,7 +97,7 @@ def assert_same(one, other):
 
 
 def stop_in_step(monkeypatch, number, error):
-    """Let a step raise an error, counted from 1; later ones are as always."""
+    """Make a step raise an error, counted from 1; later steps work as usual."""
     step, seen = Training._step, []
 
     def stopping(training, batch):
@@ -111,7 +111,7 @@ def stop_in_step(monkeypatch, number, error):
 
 @contextmanager
 def disk_for(size):
-    """Let no file grow beyond so many bytes, as on a disk that is full."""
+    """Limit the size of files, as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -120,7 +120,7 @@ def disk_for(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-# What a job leaves
+# Files that a job leaves
 
 
 def test_the_history_tells_each_epoch_and_which_one_was_kept(start):
@@ -139,7 +139,7 @@ def test_what_is_kept_is_the_generator_of_the_best_epoch(start, visits):
     generator = load_weights(out / KEPT, SEMI3D, "cpu")
     value = mean_ssim(generator, [open_volumes(visits[2])], SEMI3D, 1.5)
     assert float(kept["ssim_validation"]) == pytest.approx(value, abs=1e-6)
-    assert kept is not rows[-1]  # or the last epoch's would do as well
+    assert kept is not rows[-1]  # otherwise, the last epoch would be as good
 
 
 def test_without_validation_the_last_epoch_is_kept(start):
@@ -152,7 +152,7 @@ def test_without_validation_the_last_epoch_is_kept(start):
 
 
 def test_early_stopping_looks_at_what_will_be_written(visits):
-    """Smoothed, then masked, as a synthetic PET is; the mean over people."""
+    """The images are smoothed, then masked, like a synthetic PET; scores are means over people."""
     generator = load_weights_of_noise()
     expected = []
     for visit in map(open_volumes, visits):
@@ -191,12 +191,12 @@ def test_a_conditioned_job_starts_from_the_tissue_model_of_its_training(start, v
     assert np.ptp(expected) > 0.5
 
 
-# From an initial generator
+# Initial generators
 
 
 @pytest.fixture
 def initial(start, tmp_path):
-    """Make a generator to go on from."""
+    """Create a generator to start from."""
 
     def make(spec):
         weights = load_weights(start("before", spec=spec, seed=7, last_epoch=1) / KEPT, spec, "cpu")
@@ -238,7 +238,7 @@ def test_a_job_from_an_initial_generator_is_resumed_as_any(start, initial, monke
     assert_same(start("stopped", initial=folder), whole)
 
 
-# Going on
+# Resuming
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_job_that_was_stopped_in_an_epoch_ends_like_one_that_was_not(
 ):
     whole = start("whole", spec=spec, precision=precision)
     with monkeypatch.context() as patch:
-        stop_in_step(patch, 8, KeyboardInterrupt)  # in the third epoch, its pools changed already
+        stop_in_step(patch, 8, KeyboardInterrupt)  # in the third epoch, after changes of its pools
         with pytest.raises(KeyboardInterrupt):
             start("stopped", spec=spec, precision=precision)
     assert len(read_tsv(tmp_path / "stopped" / HISTORY)) == 2
@@ -267,7 +267,7 @@ def test_a_job_that_was_stopped_in_an_epoch_ends_like_one_that_was_not(
         lambda fit, path: epochs.append(fit.training.epoch) or save_checkpoint(fit, path),
     )
     assert_same(start("stopped", spec=spec, precision=precision), whole)
-    assert epochs == [3, 4]  # nothing is trained twice
+    assert epochs == [3, 4]  # no epoch is trained twice
 
 
 def test_a_job_that_had_ended_is_not_trained_again(start, monkeypatch):
@@ -280,7 +280,7 @@ def test_a_job_that_had_ended_is_not_trained_again(start, monkeypatch):
     assert (whole / KEPT).exists()
 
 
-# Bad luck
+# Failures and interruptions
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -304,7 +304,7 @@ def test_a_loss_that_is_no_number_stops_the_job_with_a_sentence(
     assert caught.value.exit_code == 1
     assert "--random-seed or a larger --batch-size" in f"{caught.value}"
     assert not (tmp_path / "out-3" / KEPT).exists()
-    checkpoint = tmp_path / "3" / CHECKPOINT  # what was there before is kept
+    checkpoint = tmp_path / "3" / CHECKPOINT  # the previous files are kept
     assert checkpoint.exists() is (epoch > 1)
     if epoch > 1:
         tensors = load_file(checkpoint)
@@ -313,7 +313,7 @@ def test_a_loss_that_is_no_number_stops_the_job_with_a_sentence(
 
 
 def test_weights_that_became_no_numbers_stop_the_job(start, monkeypatch):
-    """In the last step of an epoch: its losses were still finite."""
+    """In the last step of an epoch, whose losses are still finite."""
     step, seen = Training._step, []
 
     def broken(training, batch):

@@ -8,7 +8,7 @@ WEIGHTS = {"adversarial_weight": 1.0, "cycle_weight": 10.0, "mse_weight": 0.0}
 
 
 class Shift(nn.Module):
-    """A generator that adds something."""
+    """Generator that adds a constant."""
 
     def __init__(self, by):
         super().__init__()
@@ -19,7 +19,7 @@ class Shift(nn.Module):
 
 
 class Judge(nn.Module):
-    """A discriminator of one opinion; it remembers what it was shown."""
+    """Discriminator with a constant output; it keeps its inputs."""
 
     def __init__(self, opinion):
         super().__init__()
@@ -53,7 +53,7 @@ def test_generators_wrong_by_a_half_and_gullible_judges(cycle, mse, expected):
 
 
 class Seeing(nn.Module):
-    """A generator that gives the second half of the channels it sees."""
+    """Generator that returns the second half of its input channels."""
 
     def forward(self, x):
         return x.chunk(2, dim=1)[1]
@@ -61,10 +61,10 @@ class Seeing(nn.Module):
 
 @pytest.mark.parametrize(("cycle", "expected"), [(False, 0), (True, 10 * 0.5)])
 def test_the_condition_goes_where_a_t1w_becomes_a_pet(cycle, expected):
-    """Back there is 0.5 too much in the cycle T1w → PET → T1w, whatever is seen of the way."""
+    """The way back has an error of 0.5 in the cycle T1w → PET → T1w, whatever the condition."""
     mri, pet = images(0.2, 0.7)
     to_pet = Translator(Seeing(), Judge(GULLIBLE))
-    to_mri = translator(0.0) if cycle else None  # the PET itself, which is 0.5 above the T1w
+    to_mri = translator(0.0) if cycle else None  # returns the PET itself, which is the T1w plus 0.5
     loss, made = generator_loss(to_pet, to_mri, mri, pet, **WEIGHTS, condition=pet)
     assert torch.equal(made.fake_pet, pet)
     assert loss.item() == pytest.approx(expected)
@@ -84,11 +84,11 @@ def test_perfect_generators_and_gullible_judges_cost_nothing(cycle):
 @pytest.mark.parametrize(
     ("weight", "simple", "cycle"),
     [
-        # judges say 0.2 of PET and 0.5 of MRI: (0.2 - 1)² = 0.64, (0.5 - 1)² = 0.25
+        # discriminators return 0.2 for PET and 0.5 for MRI: (0.2 - 1)² = 0.64, (0.5 - 1)² = 0.25
         ("adversarial_weight", 0.64, 0.64 + 0.25),
-        # PET is missed by 0.1, MRI by 0.3
+        # the error of the PET is 0.1, that of the MRI 0.3
         ("mse_weight", 0.01, 0.01 + 0.09),
-        # there and back, both are missed by 0.1 + 0.3
+        # after a cycle, the error of both is 0.1 + 0.3
         ("cycle_weight", 0.0, 0.8),
     ],
 )

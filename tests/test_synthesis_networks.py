@@ -23,7 +23,7 @@ def test_patches_of_any_size_keep_it(size):
 
 
 def test_filling_up_leaves_what_fits_as_it_is():
-    """A size that is no multiple of 4 gives what the network makes of the filled-up image."""
+    """For a size that is no multiple of 4, the output is that for the padded image."""
     generator = ResnetGenerator(2, channels=1, n_blocks=1, width=2)
     image = torch.rand(1, 1, 14, 13)
     filled = nn.functional.pad(image, (0, 3, 0, 2), mode="replicate")
@@ -58,7 +58,7 @@ def test_channels_are_those_of_the_paper():
 
 @pytest.mark.parametrize(("spatial_dims", "side"), [(2, 120), (3, 96)])
 def test_an_opinion_is_about_70_voxels(monkeypatch, spatial_dims, side):
-    """Without norms, which look at all of an image, one opinion depends on 70 voxels an axis."""
+    """Without norms, which depend on the whole image, an output depends on 70 voxels per axis."""
     monkeypatch.setitem(networks.NORM, spatial_dims, lambda _width: nn.Identity())
     discriminator = PatchDiscriminator(spatial_dims, channels=1, width=1)
     for parameter in discriminator.parameters():
@@ -94,7 +94,7 @@ def test_weights_begin_as_the_paper_draws_them():
 def test_equal_seeds_draw_equal_weights():
     drawn = []
     for seed in (1, 1, 2):
-        torch.rand(7)  # torch's own generator does not matter
+        torch.rand(7)  # the state of torch's global generator does not matter
         generator = ResnetGenerator(2, channels=1, n_blocks=1, width=2)
         initialize(generator, seeded(seed))
         drawn.append(torch.cat([p.detach().flatten() for p in generator.parameters()]))
@@ -107,9 +107,9 @@ def test_equal_seeds_draw_equal_weights():
 @pytest.mark.parametrize("outputs", [1, 3, networks.FEW_CHANNELS])
 @pytest.mark.parametrize("bias", [True, False])
 def test_reflection_is_what_torch_calls_so(dims, plain, kernel, outputs, bias):
-    """With gradients, whether the kernel is cut into planes or not; torch's are in 64 bits.
+    """With gradients, whether or not the kernel is split into planes; torch's are in 64 bits.
 
-    How far 32 bits are off goes with the largest number, and varies from processor to processor.
+    Errors of 32 bits scale with the largest number, and vary between processors.
     """
     own_conv = networks.REFLECT[dims](2, outputs, kernel, padding=kernel // 2, bias=bias)
     torch_conv = plain(2, outputs, kernel, padding=kernel // 2, padding_mode="reflect", bias=bias)

@@ -37,7 +37,7 @@ def cohort(rng):
 
 @contextmanager
 def disk_for(size):
-    """Let no file grow beyond so many bytes, as on a disk that is full."""
+    """Limit the size of files, as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -90,7 +90,7 @@ def test_what_is_written_to_a_mapped_volume_does_not_reach_the_disk(tmp_path, co
 
 
 def test_volumes_that_are_stored_again_do_not_change_what_is_mapped(tmp_path, cohort):
-    """A run that starts beside another one must not change what that one trains on."""
+    """A run that starts in parallel must not change the training data of another one."""
     store_volumes(tmp_path, OWNER, **cohort)
     mapped = open_volumes(tmp_path)
     store_volumes(tmp_path, OWNER, **{**cohort, "t1w": 1 - cohort["t1w"]})
@@ -123,7 +123,7 @@ def test_the_digest_changes_with_the_content(tmp_path, cohort, changed):
 def test_tiles_are_those_whose_t1w_has_brain_in_their_centre(tmp_path, rng, tiles):
     opened = open_volumes(store(tmp_path, rng, "01", shape=(24, 25, 12)))
     t1w = np.array(opened.t1w)
-    t1w[..., 9:] = 0  # in the mask still: dark fluid
+    t1w[..., 9:] = 0  # dark fluid that is still in the mask
     opened = replace(opened, t1w=t1w)
     for tiling in (CubicPatches(6, 3), SliceTriplets()):
         spec = replace(MODELS["patch3d-gan-mse"], tiling=tiling, tiles_per_volume=tiles)

@@ -55,7 +55,7 @@ def record(participant, fold, value, **changed):
 
 @pytest.fixture
 def fitted(tmp_path, rng):
-    """What two folds of a person each, and the fit to both, have left."""
+    """Results of two folds of one person each, and of the fit to both."""
 
     def weights(seed):
         generator = build_translator(SPEC, torch.Generator().manual_seed(seed)).generator
@@ -92,7 +92,7 @@ def folder(fitted, tmp_path):
 
 
 def assert_generates(folder, weights):
-    """See that a folder holds a generator that can be used, and that it is this one."""
+    """Check that a folder holds a usable generator with the expected weights."""
     generator, card = load_generator(folder, "cpu")
     other = build_translator(SPEC, torch.Generator().manual_seed(0)).generator
     other.load_state_dict(load_file(weights))
@@ -111,7 +111,7 @@ def test_the_generator_of_all_and_those_of_the_folds_can_be_used(folder, fitted)
 
 
 def test_the_weights_of_a_fold_are_those_that_were_scored(folder, fitted):
-    """The sidecar of an out-of-fold PET names them by the SHA-256 of what the fold left."""
+    """Sidecars of out-of-fold PET refer to the weights by the SHA-256 of the fold's result."""
     for number, weights in enumerate(fitted.folds, start=1):
         card = read_card(folder / "folds" / f"fold-{number}")
         assert card.sha256 == file_sha256(weights)
@@ -191,7 +191,7 @@ def test_weights_of_another_network_are_refused(fitted, tmp_path):
 
 
 def test_a_card_tells_of_controls_of_whom_nothing_was_learned(fitted, tmp_path):
-    """A rim that a PET lacks all around, as one without its skull does, is in every tile."""
+    """A PET without a rim all around, as if stripped, has a gap in every tile."""
     one = open_volumes(fitted.volumes[0])
     rim = one.brain & ~ndimage.binary_erosion(one.brain, iterations=1)
     arrays = {"t1w": one.t1w, "pet": one.pet, "brain": one.brain, "hole": rim}
@@ -200,16 +200,16 @@ def test_a_card_tells_of_controls_of_whom_nothing_was_learned(fitted, tmp_path):
     told = "; 1 of them without any tile, as their PET covers none"
     assert read_card(tmp_path / "out").trained_on == f"two people{told}"
     fold = "two people; without those of fold"
-    for number, unused in ((1, ""), (2, told)):  # the first was trained on the other one
+    for number, unused in ((1, ""), (2, told)):  # the first was trained on the other person
         card = read_card(tmp_path / "out" / "folds" / f"fold-{number}")
         assert card.trained_on == f"{fold} {number}{unused}"
 
 
-# What is known of errors
+# Error model
 
 
 def save_pet(path, volumes):
-    """Write what a generator might predict of someone: the real PET and noise."""
+    """Write a possible prediction for a person: the real PET and noise."""
     noise = np.random.default_rng(5).normal(0, 0.05, volumes.pet.shape)
     pet = np.where(volumes.brain, np.clip(volumes.pet + noise, 0.01, 1), 0)
     nifti.save(nifti.Image(pet.astype(np.float32), np.diag([8.0, 8, 20, 1])), path)  # as a head

@@ -32,7 +32,7 @@ AFFINE = ((4.0, 0.0, 0.0, 0.0), (0.0, 4.0, 0.0, 0.0), (0.0, 0.0, 4.0, 0.0), (0.0
 
 
 def visit_of(rng, participant, *, level=0.6):
-    """A box of a brain with a pattern that all people share, and a little of their own."""
+    """Return a box-shaped brain with a shared pattern and some individual variation."""
     x, y, z = np.indices(SHAPE)
     brain = np.zeros(SHAPE, bool)
     brain[2:14, 2:12, 2:10] = True
@@ -60,7 +60,7 @@ def same(one, other):
     )
 
 
-# What is kept
+# Contents of a reference
 
 
 def test_a_reference_comes_back_from_its_file(tmp_path, reference):
@@ -91,7 +91,7 @@ def test_the_order_of_images_does_not_matter(visits, reference):
 
 
 def test_the_mean_pet_is_of_those_who_have_brain_there():
-    """Two people: one voxel is in both brains, one in one of them, one in none."""
+    """Of two people, one voxel is in both brains, one is in one of them, and one is in none."""
     brains = np.array([[[[True, True, False]]], [[[True, False, False]]]])
     pets = np.array([[[[0.4, 0.8, 0.0]]], [[[0.6, 0.0, 0.0]]]], np.float32)
     visits = [
@@ -111,7 +111,7 @@ def test_the_mean_pet_is_of_those_who_have_brain_there():
 def test_a_t1w_is_seen_by_mean_and_spread_of_its_cubes():
     t1w = np.zeros((2, 2, 3), np.float32)
     t1w[..., 0], t1w[..., 1], t1w[..., 2] = 0.2, 0.8, 0.5
-    mean, spread = measure_cubes(t1w, (4.0, 4.0, 4.0))  # 2×2×2 voxels, and 2×2×1
+    mean, spread = measure_cubes(t1w, (4.0, 4.0, 4.0))  # of 2×2×2 voxels, and of 2×2×1
     assert mean == pytest.approx(np.array([[[0.5, 0.5]]]))
     assert spread == pytest.approx(np.array([[[0.3, 0.0]]]), abs=1e-6)
 
@@ -124,7 +124,7 @@ def test_training_t1w_are_known_by_mean_and_standard_deviation(visits):
 
 
 def small_reference(novelties=()):
-    """Two cubes, of which one is brain: its mean is 0.5 ± 0.1, its spread 0.2 ± 0.001."""
+    """Reference of two cubes, one of them brain, with mean 0.5 ± 0.1 and spread 0.2 ± 0.001."""
     mean, sd = np.array([[[[0.5, 0.9]]], [[[0.2, 0.0]]]]), np.array([[[[0.1, 1]]], [[[0.001, 1]]]])
     return Reference(
         np.zeros(1001, np.float32),
@@ -138,9 +138,9 @@ def small_reference(novelties=()):
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
-        (0.3, 0.7, 0),  # mean 0.5, spread 0.2: as the mean of all
-        (0.5, 0.9, 2 / np.sqrt(2)),  # the mean is 2 SD away, the spread is right
-        (0.26, 0.74, 2 / np.sqrt(2)),  # the spread is 0.04 away, which is 2 of the least SD
+        (0.3, 0.7, 0),  # mean 0.5, spread 0.2: like the mean over all
+        (0.5, 0.9, 2 / np.sqrt(2)),  # the mean is 2 SD away, the spread is equal
+        (0.26, 0.74, 2 / np.sqrt(2)),  # the spread is 0.04 away, which is 2 of the minimum SD
         (0.6, 0.6, np.sqrt((1**2 + 10**2) / 2)),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_t1w_unlike_all_others_is_beyond_their_range(rng, reference, change):
 
 
 def test_each_training_t1w_is_compared_with_those_of_the_others(visits, reference):
-    """All but what the others are like among themselves is as if it had not been there."""
+    """Its novelty is close to that relative to a reference of the others only."""
     for number, visit in enumerate(visits):
         others = gather_reference([one for one in visits if one is not visit])
         others = replace(others, brain=reference.brain)
@@ -183,7 +183,7 @@ def test_each_training_t1w_is_compared_with_those_of_the_others(visits, referenc
 
 
 def test_a_second_visit_does_not_vouch_for_the_first(rng, visits):
-    """Someone who is unlike all others, and was seen twice, is as unlike as if seen once."""
+    """A person unlike all others who was scanned twice is as novel as if scanned once."""
     odd = [visit_of(rng, "odd", level=0.2) for _ in range(2)]
     twice = gather_reference([*visits, *odd]).novelties
     once = gather_reference([*visits, odd[0]]).novelties
@@ -225,7 +225,7 @@ HEAD, FINE = (40, 44, 38), (3.0, 3.0, 3.0)
 
 
 def head(rng, *, ventricle=4.0, contrast=(0.2, 0.6, 0.85), fwhm=2.0, noise=0.03):
-    """A brain of fluid, grey and white matter, folded alike in all, with a ventricle in it."""
+    """Return a brain of fluid, grey and white matter, with common folds and a ventricle."""
     x, y, z = (np.indices(HEAD).T - (np.array(HEAD) - 1) / 2).T
     radius = np.sqrt((x / 16) ** 2 + (y / 19) ** 2 + (z / 15) ** 2)
     folds = 0.08 * np.sin(x / 1.5) * np.sin(y / 1.7) * np.sin(z / 1.6)
@@ -280,7 +280,7 @@ def test_what_is_odd_about_a_t1w_is_named(of_heads, rng, make, word):
 def test_few_heads_like_the_others_are_called_odd(of_heads, rng):
     highest = of_heads.novelties.max()
     odd = [novelty(head(rng), FINE, of_heads)[0] > highest for _ in range(20)]
-    assert sum(odd) <= 3  # 1 of 21 is to be expected
+    assert sum(odd) <= 3  # 1 of 21 is expected
 
 
 def test_a_t1w_without_three_tissues_is_odd_and_none_is_refused(of_heads):
@@ -308,12 +308,12 @@ def test_damaged_traits_are_refused(tmp_path, of_heads, change):
         read_reference(tmp_path / "odd")
 
 
-# Where it comes from
+# Origin of a reference
 
 
 @pytest.fixture
 def published(tmp_path, rng):
-    """A generator of four controls and two folds, as the train level publishes it."""
+    """Generator of four controls and two folds, as published by the train level."""
     spec = replace(MODELS["semi3d-gan-mse"], n_blocks=0, width=1)
     card = Card("tiny", "0", spec, "T", SHAPE, AFFINE, "", "noise", "tests", tuple("abcd"), "x", 0)
     folders = {}

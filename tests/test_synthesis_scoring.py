@@ -21,7 +21,7 @@ ZOOMS = (4.0, 4.0, 4.0)
 
 
 class Half(nn.Module):
-    """A generator that halves what it sees."""
+    """Generator that halves its input."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ def scorer():
 
 
 def halved(visit, fwhm):
-    """What Half makes of a visit, smoothed, then masked."""
+    """Return Half's prediction for a visit, smoothed, then masked."""
     return np.where(visit.brain, smooth(np.array(visit.t1w) / 2, fwhm, ZOOMS), 0)
 
 
@@ -62,7 +62,7 @@ def test_a_record_tells_whose_it_is(visit, scorer):
 
 
 class Ranking(Half):
-    """A generator that gives each slice of a triplet its place in it, tenths: 0, 1, 2."""
+    """Generator that returns the index of each slice in its triplet, in tenths: 0, 1, 2."""
 
     def forward(self, x):
         return x * 0 + 0.1 * torch.arange(3.0)[:, None, None]
@@ -113,7 +113,7 @@ def test_a_perfect_generator_has_perfect_scores(tmp_path, visit):
     scorer = Scorer("semi3d-gan", 1, 0.0, None, "cpu")
     scorer.score_generator(open_volumes(tmp_path / "perfect"), Half(), SliceTriplets())
     record, second = scorer.records
-    assert second.scores.mae == pytest.approx(0, abs=1e-7)  # averages of equals
+    assert second.scores.mae == pytest.approx(0, abs=1e-7)  # average of equal values
     assert record.session is None
     assert (record.scores.ssim, record.scores.mae_brain) == (pytest.approx(1), 0)
     assert record.scores.psnr == math.inf

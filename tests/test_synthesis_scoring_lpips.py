@@ -18,7 +18,7 @@ real = pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL.name} is not in sha
 
 
 def draw_weights(seed=7):
-    """Draw weights that keep every layer alive: a fan of N inputs shares a variance of 2."""
+    """Draw weights that keep every layer active: N inputs share a variance of 2."""
     rng, weights = np.random.default_rng(seed), {}
     for name, tensor in Lpips("drawn").state_dict().items():
         shape = tuple(tensor.shape)
@@ -44,7 +44,7 @@ def pair():
 
 
 def convolve(image, kernel, bias, stride, padding):
-    """(C, I, J) by (D, C, S, S) → (D, smaller I, smaller J)."""
+    """Convolve (C, I, J) with (D, C, S, S) → (D, smaller I, smaller J)."""
     padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
     windows = sliding_window_view(padded, kernel.shape[2:], axis=(1, 2))[:, ::stride, ::stride]
     return np.einsum("cijkl,dckl->dij", windows, kernel, optimize=True) + bias[:, None, None]
@@ -55,7 +55,7 @@ def pool(image):
 
 
 def unit_features(grey, weights):
-    """Follow one slice in [0, 1] through AlexNet, in float64 and without torch."""
+    """Compute AlexNet's features of one slice in [0, 1], in float64 and without torch."""
     shift, scale = np.array([-0.030, -0.088, -0.188]), np.array([0.458, 0.448, 0.450])
     colours = np.stack([2 * grey.astype(np.float64) - 1] * 3, axis=-1)
     x = np.moveaxis((colours - shift) / scale, -1, 0)
@@ -67,7 +67,7 @@ def unit_features(grey, weights):
 
 
 def enlarge(image, shape):
-    """Interpolate linearly; samples are the middles of their pixels; constant past the last."""
+    """Interpolate linearly between pixel centres; constant beyond the last ones."""
     for axis, side in enumerate(shape):
         samples = np.arange(image.shape[axis])
         places = (np.arange(side) + 0.5) * len(samples) / side - 0.5
@@ -77,7 +77,7 @@ def enlarge(image, shape):
 
 
 def oracle(one, other, tensors):
-    """LPIPS of every slice, (K,), and its map, (I, J, K), by numpy alone."""
+    """Compute LPIPS of every slice, (K,), and its map, (I, J, K), by numpy only."""
     weights = {name: tensor.numpy().astype(np.float64) for name, tensor in tensors.items()}
     values, maps = [], []
     for k in range(one.shape[-1]):
@@ -94,7 +94,7 @@ def oracle(one, other, tensors):
 
 
 def waves(shape=(53, 64, 3)):
-    """Make two volumes and a mask from formulas, the same ones on any machine."""
+    """Return two volumes and a mask by formulas, equal on any machine."""
     i, j, k = np.meshgrid(*(np.arange(side) for side in shape), indexing="ij")
     one = 0.5 + 0.5 * np.sin(i / 5) * np.cos(j / 7 + k)
     other = 0.5 + 0.4 * np.sin(i / 5 + 0.3) * np.cos(j / 6 + k)
@@ -168,7 +168,7 @@ def test_no_voxel_has_no_distance(network, pair):
 
 
 def test_white_against_black_by_hand():
-    """Channel 0 sees white and channel 1 black: unit vectors, squared differences 1 and 1."""
+    """Channel 0 responds to white, 1 to black: unit vectors, squared differences of 1 and 1."""
     network = Lpips("by hand")
     with torch.no_grad():
         for parameter in network.parameters():
@@ -178,7 +178,7 @@ def test_white_against_black_by_hand():
         network.lin0.model[1].weight[0, :2, 0, 0] = torch.tensor([0.25, 0.5])
     white, black = np.ones((35, 40, 2), np.float32), np.zeros((35, 40, 2), np.float32)
     assert volume_lpips(network, white, black) == pytest.approx((0.75, 0.75))
-    # 0.49 and 0.51 lie on two sides of the colours' shift, which is -0.102 on [-1, 1], 0.449 here
+    # 0.49 and 0.51 are on both sides of the colour shift: -0.102 on [-1, 1], here 0.449
     assert volume_lpips(network, white * 0.49, white * 0.51) == pytest.approx((0, 0))
     assert volume_lpips(network, white * 0.44, white * 0.46) == pytest.approx((0.75, 0.75))
 
@@ -213,7 +213,7 @@ def test_weights_are_read_from_either_kind_of_file(network, pair, tmp_path, monk
     path = tmp_path / ("weights.pth" if save is torch.save else "weights.safetensors")
     save(WEIGHTS, path)
     if save is save_file:
-        monkeypatch.delattr(torch, "load")  # which reads safetensors too, but only of late
+        monkeypatch.delattr(torch, "load")  # only recent versions of it read safetensors
     loaded = load_lpips(path)
     assert volume_lpips(loaded, *pair) == volume_lpips(network, *pair)
     assert not loaded.training

@@ -95,7 +95,7 @@ def test_a_participant_with_two_visits_counts_once():
 
 
 def enumerate_signs(differences):
-    """Count, over all signs the ranks could have, those at least as one-sided."""
+    """Count the sign patterns of the ranks that are at least as one-sided."""
     moved = np.array([d for d in differences if d != 0])
     ranks = rankdata(np.abs(moved))
     seen = min(ranks[moved > 0].sum(), ranks[moved < 0].sum())
@@ -117,14 +117,14 @@ def test_signed_rank_is_what_counting_all_signs_gives(differences, zeros):
 def test_signed_rank_of_a_textbook():
     """Darwin's plants, in 1/8 inch: Fisher (1935), The Design of Experiments, chapter III.
 
-    Those that differ the other way have ranks 14 and 10.
+    The differences of opposite sign have ranks 14 and 10.
     """
     darwin = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
     statistic, p = signed_rank([float(d) for d in darwin])
     assert (statistic, p) == pytest.approx(enumerate_signs(darwin))
     assert statistic == 24
     assert p == pytest.approx(0.0413, abs=1e-4)
-    assert signed_rank([0.0, *map(float, darwin)]) == (statistic, p)  # still exact
+    assert signed_rank([0.0, *map(float, darwin)]) == (statistic, p)  # the p value is still exact
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=7))
@@ -145,7 +145,7 @@ def test_infinite_differences_rank_highest():
     assert signed_rank([1.0, 2.0, math.inf]) == signed_rank([1.0, 2.0, 3.0])
 
 
-# All of it
+# All statistics
 
 
 def test_every_two_rows_are_compared_once_in_each_metric():
@@ -163,7 +163,7 @@ def test_second_lines_are_not_tested():
 
 
 def test_a_comparison_by_hand():
-    differences = [1.0, 2.0, 3.0, 4.0, -5.0]  # 5 against 10: 10 of 32 signs as one-sided, twice
+    differences = [1.0, 2.0, 3.0, 4.0, -5.0]  # 5 against 10: 10 of 32 patterns as one-sided, twice
     base = [10.0, 30.0, 20.0, 50.0, 40.0]
     some = of(GAN, [b + d for b, d in zip(base, differences, strict=True)])
     some += list(reversed(of(MSE, base)))  # the order of records does not matter
@@ -195,7 +195,7 @@ def test_only_those_with_both_numbers_are_compared():
 
 
 def test_visits_pair_and_participants_count():
-    """Of 01 both rows have visit a; of 02 the visits' differences 1 and 3 are one of 2."""
+    """For 01, both rows have visit a; for 02, the differences of visits, 1 and 3, average to 2."""
     some = [record(GAN, "01", 5, "a"), record(GAN, "01", 99, "b"), record(MSE, "01", 1, "a")]
     for session, difference in (("a", 1), ("b", 3)):
         some += [record(GAN, "02", 7 + difference, session), record(MSE, "02", 7, session)]

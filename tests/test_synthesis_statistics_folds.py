@@ -54,7 +54,7 @@ def test_everyone_is_as_likely_in_the_first_fold():
     for _ in range(2000):
         for subject in split(cohort, 5, random)[0]:
             counts[subject] += 1
-    assert all(400 - 100 < count < 400 + 100 for count in counts.values())  # 5 sigma is 90
+    assert all(400 - 100 < count < 400 + 100 for count in counts.values())  # 5 sigma are 90
 
 
 @pytest.mark.parametrize("folds", [1, 0, -2])

@@ -59,7 +59,7 @@ def test_triplets_begin_every_step_and_no_more_than_reach_the_end(step, slices):
 
 def test_what_is_made_of_a_slice_is_averaged_over_the_triplets_it_is_in():
     tiling, shape = SliceTriplets(step=1), (2, 1, 5)
-    tiles = [torch.full((3, 2, 1), value) for value in (0.0, 3.0, 30.0)]  # 0-2, 1-3, 2-4
+    tiles = [torch.full((3, 2, 1), value) for value in (0.0, 3.0, 30.0)]  # slices 0-2, 1-3, 2-4
     assert tiling.merge(tiles, shape)[0, 0].tolist() == [0, 1.5, 11, 16.5, 30]
 
 

@@ -1,4 +1,4 @@
-"""The tissue model recovers what it assumes, and predicts those it has not seen."""
+"""The tissue model recovers its parameters, and predicts people it was not fitted to."""
 
 from dataclasses import replace
 
@@ -18,13 +18,13 @@ from bids_app.synthesis.tissue import _solve, fit_tissue_model, resample_tissue_
 pytestmark = pytest.mark.slow
 
 SHAPE, ZOOMS, PSF = (28, 24, 22), (3.0, 3.0, 3.0), 6.0
-SPEC = TissueSpec((1, 1, 1), SHAPE)  # a cube of 3 mm is a voxel
+SPEC = TissueSpec((1, 1, 1), SHAPE)  # a cube of 3 mm is one voxel
 AFFINE = tuple(map(tuple, np.diag([*ZOOMS, 1.0]).tolist()))
 MEANS = (0.2, 0.6, 0.9)  # of fluid, grey and white matter
 
 
 def make_t1w(seed, means=MEANS):
-    """Blobs of three tissues in a box that is 0 at its rim."""
+    """Return blobs of three tissues in a box that is 0 at its rim."""
     rng = np.random.default_rng(seed)
     field = ndimage.gaussian_filter(rng.standard_normal(SHAPE), 2.0)
     tissue = np.digitize(field, np.quantile(field, (0.2, 0.6)))
@@ -44,7 +44,7 @@ def alike(x):
 
 
 def make_visit(seed, uptake=alike, means=MEANS):
-    """A T1w, and a PET that is what the tissue model assumes."""
+    """Return a T1w and a PET that follows the tissue model."""
     t1w = make_t1w(seed, means)
     x = np.linspace(0, 1, SHAPE[0])[:, None, None]
     a, b, c = uptake(x)
@@ -73,7 +73,7 @@ def test_tissues_share_a_voxel():
             share = (value - means[1]) / (means[2] - means[1])
             assert white[0, 0, place] == pytest.approx(share, abs=1e-6)
             assert grey[0, 0, place] == pytest.approx(1 - share, abs=1e-6)
-    assert grey[0, 0, 0] == white[0, 0, 0] == 0  # beside the brain
+    assert grey[0, 0, 0] == white[0, 0, 0] == 0  # outside the brain
 
 
 def test_what_it_assumes_is_recovered():
@@ -88,7 +88,7 @@ def test_what_it_assumes_is_recovered():
 
 
 def test_the_neighbourhood_is_as_wide_on_any_grid():
-    """What one cube tells reaches others by its distance in mm, not in cubes."""
+    """The influence of a cube on others depends on the distance in mm, not in cubes."""
     reach = {}
     for edge in (2.0, 4.0):
         side = int(40 / edge)
@@ -115,7 +115,7 @@ def test_uptake_differs_from_place_to_place():
     unseen = make_visit(99, uptake)
     error = np.abs(predicted_by(fit_tissue_model(SPEC, visits), unseen.t1w) - unseen.pet)[box()]
     a, b, c = uptake(0.5)
-    blind = make_visit(99, lambda x: (a + 0 * x, b, c))  # to places
+    blind = make_visit(99, lambda x: (a + 0 * x, b, c))  # without position
     assert error.mean() < 0.2 * np.abs(blind.pet - unseen.pet)[box()].mean()
 
 
@@ -231,16 +231,16 @@ def test_a_model_that_is_carried_to_its_own_grid_is_itself():
 
 @pytest.mark.parametrize(("every", "shift"), [(2, 0), (1, 4)])
 def test_a_model_that_is_carried_predicts_the_same_at_the_same_places(every, shift):
-    """Every second voxel of the grid; and a part of it that begins elsewhere."""
+    """Every second voxel of the grid, and a part of it with another origin."""
     model = fit_tissue_model(SPEC, [make_visit(seed, uneven) for seed in range(4)])
-    model.psf_sigma.zero_()  # a blur of so few voxels differs
+    model.psf_sigma.zero_()  # a blur of so few voxels would differ
     visit = make_visit(9, uneven)
     part = (slice(shift, None, every),) * 3
     t1w = np.ascontiguousarray(visit.t1w[part])
     affine = np.diag([*(every * np.array(ZOOMS)), 1.0])
     affine[:3, 3] = shift * np.array(ZOOMS)
     carried = carried_to(model, affine, t1w.shape)
-    model.brain_mean.zero_()  # is that of the brain, of which a part is seen
+    model.brain_mean.zero_()  # the mean is of the whole brain, of which only a part is present
     carried.brain_mean.zero_()
     inside = visit.brain[part]
     whole, few = predicted_by(model, visit.t1w)[part], predicted_by(carried, t1w)

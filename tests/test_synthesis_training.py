@@ -21,7 +21,7 @@ from bids_app.synthesis.training import (
 
 
 def everything(training):
-    """All numbers that a training holds."""
+    """Return all numbers of the state of a training."""
     return {name: tensor.clone() for name, tensor in checkpoint._state(Fit(training)).items()}
 
 
@@ -30,7 +30,7 @@ def assert_equal(one, other):
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-# The loop
+# Training loop
 
 
 @pytest.mark.parametrize("spec", [SIMPLE, CYCLE], ids=["simple", "cycle"])
@@ -45,7 +45,7 @@ def test_the_loss_falls(spec, pairs):
 def test_equal_seeds_give_equal_weights(pairs):
     ends = []
     for seed in (0, 0, 1):
-        torch.rand(3)  # torch's own generator does not matter
+        torch.rand(3)  # the state of torch's global generator does not matter
         training = start(replace(CYCLE, epochs=1), seed)
         list(train(training, pairs))
         ends.append(everything(training))
@@ -54,7 +54,7 @@ def test_equal_seeds_give_equal_weights(pairs):
 
 
 def test_a_step_moves_all_networks_and_only_by_their_own_loss(pairs):
-    """What judges learn does not depend on how hard generators are pushed, nor the reverse."""
+    """Discriminator updates do not depend on the weights of generator losses, nor vice versa."""
     ends = []
     for weight in (0.0, 100.0):
         training = start(replace(CYCLE, mse_weight=weight))
@@ -150,7 +150,7 @@ def test_the_order_of_tiles_comes_from_the_generator(pairs):
     assert torch.equal(first, order(seeded(1)))
 
 
-# The pool
+# Pool
 
 
 def test_a_pool_gives_the_first_fakes_back():
@@ -175,7 +175,7 @@ def test_a_pool_exchanges_every_second_fake_for_an_older_one():
     exchanged = given[:, 0] != fakes[:, 0]
     assert exchanged.float().mean().item() == pytest.approx(0.5, abs=0.05)
     assert (given[exchanged, 0] < fakes[exchanged, 0]).all()
-    # nothing is lost, nothing given twice
+    # no image is lost or returned twice
     seen = [*given[:, 0].tolist(), *(float(image) for image in pool.images)]
     assert sorted(seen) == list(range(count + size))
 

@@ -33,7 +33,7 @@ sizes, totals = st.integers(1, 5), st.integers(1, 11)
 
 
 class Rank:
-    """One process of a Fabric, as a team sees it; all of them are threads of this one."""
+    """Process of Fabric, as seen by a team; all of them are threads of this process."""
 
     def __init__(self, rank, barrier, told):
         self.global_rank, self.world_size = rank, barrier.parties
@@ -52,13 +52,13 @@ class Rank:
 
 
 def in_all_ranks(size: int, work: Callable[[Team], object]) -> list:
-    """Do the same in each process of a team; give what each returns, by rank."""
+    """Run a function in each process of a team; return the results by rank."""
     barrier, told = Barrier(size), {}
     with ThreadPoolExecutor(size) as threads:
         return list(threads.map(lambda r: work(Team(Rank(r, barrier, told))), range(size)))
 
 
-# Laws
+# Properties
 
 
 @given(size=sizes, total=totals)
@@ -116,7 +116,7 @@ def test_gradients_become_their_mean_in_all_processes(size):
 
 
 def test_a_job_of_slurm_is_no_rank_of_fabric(monkeypatch):
-    """A task of many, in which each trains on its own."""
+    """An array or multi-task job in which each task trains on its own."""
     job = {"JOB_ID": "7", "JOB_NAME": "train", "NTASKS": "4", "PROCID": "3", "LOCALID": "3"}
     for name, value in job.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
@@ -132,7 +132,7 @@ def test_one_process_alone_changes_nothing():
     assert team.weight(3) == 1
 
 
-# Networks: torch had errors here, on CPUs, seen in version 2.13
+# Networks: torch 2.13 had errors here on CPUs
 
 NETWORKS = [
     (ResnetGenerator, 2, 24),
@@ -148,7 +148,7 @@ BUILD = {
 
 
 def gradients(network, images, *, dtype=torch.float32, bfloat16=False):
-    """Give the gradients of all weights, in the layout of training, or plainly in float64."""
+    """Return the gradients of all weights, in the layout of training, or plainly in float64."""
     layout = {"memory_format": LAYOUTS[images.ndim - 2]} if dtype == torch.float32 else {}
     network = deepcopy(network).to(dtype).to(**layout)
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -162,7 +162,7 @@ def gradients(network, images, *, dtype=torch.float32, bfloat16=False):
 
 
 def distance(one, other):
-    """Largest difference of gradients that belong together, as a share of their length."""
+    """Return the largest difference of corresponding gradients, relative to their norm."""
     return max(float((one[n] - other[n]).norm() / other[n].norm()) for n in other)
 
 
@@ -198,7 +198,7 @@ SPEC = small("semi3d-cyclegan-mse", constant_epochs=4, batch_size=3, pool_size=4
 
 @pytest.fixture(scope="module", params=[None, TissueSpec((1, 1, 1), (24, 25, 15))])
 def ends(request, tmp_path_factory):
-    """The same job, to its end, in one process and in two. Batches of 3, 3, 3 and 1 tiles."""
+    """Results of the same job in one process and in two; batches of 3, 3, 3 and 1 tiles."""
     root, rng = tmp_path_factory.mktemp("parallel"), np.random.default_rng(5)
     visits = [store(root / name, rng, name, shape=(24, 25, 15)) for name in ("01", "02", "03")]
     places = []
@@ -221,9 +221,9 @@ def ends(request, tmp_path_factory):
 
 
 def is_of_no_effect(name):
-    """Whether it is a bias that the instance norm behind it takes away again.
+    """Return whether a parameter is a bias that the following instance norm cancels.
 
-    Its gradient is rounding, which Adam makes large.
+    Its gradient is only rounding error, which Adam amplifies.
     """
     if not name.endswith(".bias"):
         return False
@@ -251,7 +251,7 @@ def test_two_processes_end_with_what_one_ends_with(ends):
     assert [n for n in compared if not torch.allclose(one[n], two[n], rtol=0, atol=1e-5)] == []
     assert torch.equal(one["random"], two["random"])
     start = next(n for n in compared if n.startswith("generators."))
-    assert one[start].abs().max() > 1e-2  # something was compared
+    assert one[start].abs().max() > 1e-2  # to ensure that something is compared
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Predicted errors are as large as errors are, also of people who were not fitted to."""
+"""Predicted errors match actual errors, also for people the model was not fitted to."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ BRAIN[3:-3, 3:-3, 3:-3] = True
 
 
 def head(rng):
-    """A T1w of three tissues, and a synthetic PET that is high in the second of them."""
+    """Return a T1w of three tissues, and a synthetic PET that is high in the second."""
     field = ndimage.gaussian_filter(rng.standard_normal(SHAPE), 2.0)
     tissue = np.digitize(field, np.quantile(field, (0.2, 0.6)))
     t1w = np.where(BRAIN, np.array([0.2, 0.6, 0.9])[tissue], 0).astype(np.float32)
@@ -39,13 +39,13 @@ def head(rng):
 
 
 def true_sd(pet):
-    """A tenth of the uptake; at the right, three times as much."""
+    """Return the true SD: a tenth of the uptake, and three times that on the right."""
     place = np.where(np.arange(SHAPE[0]) > 14, 3.0, 1.0)[:, None, None]
     return 0.1 * pet * place
 
 
 def person(rng, size=1.0):
-    """Someone's errors, and what they were drawn with."""
+    """Return the errors of a person, and the values they were drawn with."""
     t1w, pet = head(rng)
     real = (pet + size * true_sd(pet) * rng.standard_normal(SHAPE)).astype(np.float32)
     return sample_errors(Volumes(Owner("x", None, AFFINE), t1w, real, BRAIN), pet)
@@ -87,7 +87,7 @@ def test_the_standard_deviation_is_the_one_that_errors_were_drawn_with(fitted, r
 
 
 def test_places_tell_what_images_do_not(people, fitted, rng):
-    """The right is as bright as the left: a model without places cannot know."""
+    """Right and left are equally bright, so a model without position cannot distinguish them."""
     everywhere = replace(fitted[0], places=np.ones_like(fitted[0].places))
     unseen = [person(rng) for _ in range(2)]
     with_places, without = (measure_errors(unseen, one) for one in (fitted[0], everywhere))
@@ -114,10 +114,10 @@ def test_what_the_real_pet_does_not_cover_does_not_count(rng):
 
 
 def test_the_people_who_are_measured_say_nothing_about_themselves(people):
-    """Where one group's errors are ten times larger, the others' intervals cover few of them."""
+    """If errors of one group are ten times larger, intervals of the others cover few of them."""
     odd = [*people[:6], *(replace(one, size=10 * one.size) for one in people[6:])]
     _, told = fit_error_model(odd, [0, 0, 1, 1, 2, 2, 3, 3])
-    assert told["coverage_95"] < 0.85  # of people, three quarters are covered
+    assert told["coverage_95"] < 0.85  # three quarters of the people are covered
 
 
 @pytest.mark.parametrize(("count", "groups"), [(3, [0, 1, 2]), (4, [0, 0, 0, 0])])
@@ -137,7 +137,7 @@ def test_a_model_of_another_grid_and_images_without_brain_are_refused(fitted, rn
         predict_sd(pet, BRAIN.astype(np.float32), BRAIN, ZOOMS, fitted[0])
 
 
-# Its file
+# File of the model
 
 
 def arrays(model):
@@ -194,7 +194,7 @@ def test_a_sidecar_tells_what_was_measured(fitted):
 
 
 def test_errors_are_looked_at_3_mm_apart(rng):
-    """On the grid of 1 mm, one voxel of 27."""
+    """On the 1 mm grid, one of 27 voxels is used."""
     shape = (30, 30, 30)
     t1w = np.kron(rng.choice([0.2, 0.6, 0.9], (10, 10, 10)), np.ones((3, 3, 3))).astype(np.float32)
     visit = Volumes(

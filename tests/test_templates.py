@@ -60,7 +60,7 @@ def test_the_mask_lies_in_the_middle_of_mni_space(images):
 
 @pytest.mark.parametrize("name", ["brain", "reference"])
 def test_voxels_hold_what_the_template_has_at_their_place(images, name):
-    template = datasets.load_mni152_template(resolution=1)  # its voxels lie at whole mm
+    template = datasets.load_mni152_template(resolution=1)  # its voxel centres are at whole mm
     image = images[name]
     inside = np.argwhere(image.data > 0)[::97]
     places = inside @ image.affine[:3, :3].T + image.affine[:3, 3]
@@ -93,7 +93,7 @@ def test_a_second_run_writes_equal_bytes(template, folder):
     again = prepare(OWN, GRID, folder / "again", registration_resolution=4.0)
     inode = again.brain.stat().st_ino
     assert prepare(OWN, GRID, folder / "again", registration_resolution=4.0) == again
-    assert again.brain.stat().st_ino == inode  # it was there, and is not written again
+    assert again.brain.stat().st_ino == inode  # it exists and is not rewritten
     for name in FILES:
         assert getattr(again, name).read_bytes() == getattr(template, name).read_bytes()
 
@@ -119,14 +119,14 @@ def test_a_template_that_cannot_be_fetched_is_missing(tmp_path, monkeypatch):
 def test_a_template_without_a_file_is_missing(tmp_path, monkeypatch, found):
     result = found or []
     if found == "absent":
-        result = tmp_path / "absent.nii.gz"  # as TemplateFlow says when a download failed
+        result = tmp_path / "absent.nii.gz"  # as TemplateFlow returns after a failed download
     monkeypatch.setattr(templateflow, "get", lambda _name, **_query: result)
     with pytest.raises(MissingInputError, match="template Empty: no 1 mm T1w"):
         prepare("Empty", GRID, tmp_path / "template", registration_resolution=4.0)
 
 
 def test_a_template_of_several_cohorts_is_refused(tmp_path, monkeypatch):
-    """As MNIPediatricAsym, whose first cohort would be used for all ages."""
+    """For MNIPediatricAsym, the first cohort would be used for all ages."""
     names = [f"tpl-Ages_cohort-{n}_res-1_T1w.nii.gz" for n in (1, 2)]
     for name in names:
         nifti.save(nifti.Image(np.ones(GRID.shape, np.float32), GRID.affine), tmp_path / name)
@@ -138,7 +138,7 @@ def test_a_template_of_several_cohorts_is_refused(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch, rng):
-    """Give TemplateFlow a template, ``Mine``; its T1w and its mask."""
+    """Add a template, ``Mine``, with T1w and mask to TemplateFlow."""
     t1w = (1 + rng.random(GRID.shape)).astype(np.float32)
     mask = np.zeros(GRID.shape, bool)
     mask[5:30, 5:40, 5:30] = True
@@ -160,7 +160,7 @@ def test_a_template_of_templateflow_is_used(tmp_path, mine):
 
 @pytest.mark.parametrize(("x", "held"), [(-160, False), (-158, True), (39, True), (41, False)])
 def test_a_grid_holds_something_of_the_brain(tmp_path, mine, x, held):
-    """Of this one, whose mask begins in plane 5, at -58 mm, and ends in plane 29, at 38 mm."""
+    """The mask of this one begins in plane 5, at -58 mm, and ends in plane 29, at 38 mm."""
     grid = grid_of_box((x, -112, -50, x + 100, 76, 85), 4.0)
     outcome = nullcontext() if held else pytest.raises(UsageError, match="no part of the brain")
     with outcome:
@@ -169,7 +169,7 @@ def test_a_grid_holds_something_of_the_brain(tmp_path, mine, x, held):
 
 @pytest.fixture
 def fetched(tmp_path, monkeypatch):
-    """Let TemplateFlow give files of the names it lists, without a network."""
+    """Make TemplateFlow return files with the names it lists, without a network."""
 
     def get(space, **query):
         (listed,) = templateflow.ls(space, **query)
@@ -189,14 +189,14 @@ def fetched(tmp_path, monkeypatch):
             "tpl-MNI152NLin6Asym_res-01_atlas-Schaefer2018_desc-200Parcels7Networks_dseg.nii.gz",
             "tpl-MNI152NLin6Asym_atlas-Schaefer2018_desc-200Parcels7Networks_dseg.tsv",
         ),
-        (  # which the app's template has not
+        (  # not available for the app's template
             "Schaefer2018:100Parcels17Networks",
             OWN,
             "tpl-MNI152NLin2009cAsym_res-01_atlas-Schaefer2018_desc-100Parcels17Networks_dseg"
             ".nii.gz",
             "tpl-MNI152NLin2009cAsym_atlas-Schaefer2018_desc-100Parcels17Networks_dseg.tsv",
         ),
-        (  # whose table is for all its thresholds, and lies in one space only
+        (  # one table for all thresholds, in one space only
             "HOCPA:th25",
             OWN,
             "tpl-MNI152NLin6Asym_res-01_atlas-HOCPA_desc-th25_dseg.nii.gz",

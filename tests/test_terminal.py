@@ -1,4 +1,4 @@
-"""What becomes of messages, wherever they go: never a traceback."""
+"""Messages reach any kind of output, and never as a traceback."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ LOCALE = "LC_ALL=POSIX PYTHONCOERCECLOCALE=0 PYTHONUTF8=0"
 
 
 def shell(line, cwd=None, **environment):
-    """Run a line of bash that knows python as $PY."""
+    """Run a line of bash with $PY as the path of Python."""
     known = {**os.environ, "PY": sys.executable, **environment}
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", line], cwd=cwd, env=known, capture_output=True, check=False
@@ -109,7 +109,7 @@ def test_bytes_of_names_that_are_no_text_are_written_as_they_are():
 
 
 def test_no_file_takes_the_place_of_a_closed_output(tmp_path):
-    """What a library writes to the standard output would land in an image."""
+    """Output of a library to the standard output would otherwise be written into an image."""
     code = (
         "import os, sys; from bids_app.arguments import run_program\n"
         "def run():\n"
@@ -139,7 +139,7 @@ def test_warnings_are_no_errors_in_processes_that_a_run_starts():
 
 @pytest.mark.slow
 def test_names_are_utf8_whatever_the_locale_says(tmp_path):
-    """What is told of a dataset in ``données`` is the same in a locale that knows ASCII only."""
+    """Messages about a dataset in ``données`` are the same in a locale that only has ASCII."""
     raw = tmp_path / "données"
     (raw / "sub-01" / "anat").mkdir(parents=True)
     (raw / "sub-01" / "anat" / "sub-01_T1w.mgz").write_bytes(b"")

@@ -79,7 +79,7 @@ PATIENTS = [picture("p1"), picture("p2")]
 
 
 def compared_folds(folds):
-    """Let each fold see two synthetic PETs beside."""
+    """Give each fold two synthetic PETs for comparison."""
     made = [stored_image(f"made_d{n}", Path(f"/volumes/d{n}"), f"sha_d{n}") for n in (1, 2)]
     return [replace(fold, compared=made) for fold in folds]
 
@@ -107,7 +107,7 @@ def scored(image, row, fold=None, *, detector="zscore", lesions=None, t1w=None):
 
 
 def scored_by(detector, folds, t1w=None):
-    """All that a detector scores: patients by all folds, controls by theirs."""
+    """Return all images that a detector scores: patients by all folds, controls by theirs."""
     images = [scored(one, row, detector=detector, t1w=t1w) for row, one in enumerate(PATIENTS)]
     return images + [
         scored(one, row, fold.number, detector=detector)
@@ -136,7 +136,7 @@ def training_set(count=5, folds=2, fitting=FITTING, clustering=CLUSTERING, **cha
 
 @pytest.fixture
 def t1w(tmp_path):
-    """Grid of a T1w, and the transform to it; the files are there."""
+    """Grid of a T1w and the transform to it; the files exist."""
     for name in ("t1w.nii.gz", "back.h5"):
         (tmp_path / name).write_bytes(b"\1")
     return {"t1w": tmp_path / "t1w.nii.gz", "template_to_t1w": tmp_path / "back.h5"}
@@ -144,7 +144,7 @@ def t1w(tmp_path):
 
 @pytest.fixture
 def applied(tmp_path):
-    """Detectors of two folds that were trained on five controls; their files are there."""
+    """Detectors of two folds that were trained on five controls; their files exist."""
     names = ocsvm_files(2, len(SLABS)) + norm_files("zscore", 2) + norm_files("pseudonormal", 2)
     for name in (*names, BRAIN_FILE):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -158,13 +158,13 @@ def applied_set(applied):
 
 
 def nodes_of(workflow):
-    """Give the nodes by their place in the graph, and the flat graph."""
+    """Return the nodes by their place in the graph, and the flat graph."""
     graph = workflow._create_flat_graph()
     return {node.fullname.partition(".")[2]: node for node in graph}, graph
 
 
 def origins(graph, node, field):
-    """Follow an input through doors and merges: nodes that its values come from, and outputs."""
+    """Follow an input through identity and merge nodes; return source nodes and outputs."""
     found = [
         (before, source)
         for before, behind, data in graph.edges(data=True)
@@ -270,11 +270,11 @@ def test_nodes_say_what_they_take(applied):
                 assert node.inputs.threads == node.n_procs
 
 
-# Who is scored by what
+# People that a node scores
 
 
 def fitted_to(graph, node):
-    """Name the folders of the controls that a node has been fitted to."""
+    """Return the folders of the controls that a node was fitted to."""
     if isinstance(node.interface, FitSlab):
         ((pack, field),) = origins(graph, node, "packed")
         assert field == "packed"
@@ -376,7 +376,7 @@ def test_pseudonormal_compares_with_the_synthetic_pet_of_the_same_people():
         assert (inputs.controls_synthetic, inputs.scored_synthetic) == ([], [])
 
 
-# Where results go
+# Destinations of results
 
 
 def test_each_published_file_has_the_name_of_what_it_is():
@@ -507,7 +507,7 @@ def test_what_was_trained_before_is_only_applied(applied):
             ] == [node.inputs.digest] * len(sources)
 
 
-# What is computed again
+# Recomputation
 
 
 ENCODERS, SLAB_NODES = ("ocsvm_wf.encoder_1",), ("ocsvm_wf.slab_1_2",)
@@ -516,7 +516,7 @@ WATCHED = ("brain", "ocsvm_wf.pack", *ENCODERS, *SLAB_NODES, *NORMS, *MAPS)
 
 
 def hashes(**changed):
-    """Digest the inputs that are known beforehand of nodes that compute."""
+    """Compute the digests of the inputs that computing nodes have before the run."""
     nodes, _ = nodes_of(training_set(**changed))
     return {name: nodes[name].inputs.get_hashval("content")[1] for name in WATCHED}
 
@@ -621,7 +621,7 @@ def test_a_detector_that_was_changed_is_applied_again(applied):
         before = now
 
 
-# What nodes say
+# Messages of nodes
 
 
 def test_maps_are_their_participants_and_all_else_is_the_training_sets(t1w):

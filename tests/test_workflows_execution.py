@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow
 
 
 class Run:
-    """A graph of nodes that note that they ran."""
+    """Graph of nodes that log their execution."""
 
     def __init__(self, folder: Path) -> None:
         self.log, self.logs, self.statuses = folder / "log", folder / "logs", []
@@ -53,7 +53,7 @@ class Run:
         return node
 
     def visit(self, name, *kinds, **resources):
-        """Add a graph within the graph: nodes one after the other, visit_0, visit_1 and so on."""
+        """Add a nested graph: nodes one after the other, visit_0, visit_1 and so on."""
         graph = Workflow(name)
         nodes = [
             Node(kind(log=str(self.log), word=f"{name}_{n}"), name=f"{name}_{n}", **resources)
@@ -77,7 +77,7 @@ class Run:
         )
 
     def noted(self):
-        """Word → ids of the processes that noted it."""
+        """Return word → ids of the processes that logged it."""
         ids = defaultdict(list)
         for line in self.log.read_text().splitlines() if self.log.exists() else []:
             word, process = line.split()
@@ -127,7 +127,7 @@ def test_a_killed_process_is_reported_and_its_neighbour_completes(run):
     assert "--mem-gb" in crash.sentence
     assert crash.exit_code == 1
     noted = run.noted()
-    assert len(noted["die"]) == 2  # tried once more, in a process of its own
+    assert len(noted["die"]) == 2  # tried once more, in its own process
     assert noted["second"]
 
 
@@ -144,7 +144,7 @@ def test_where_memory_runs_out_a_worker_is_killed_and_not_the_run(run):
 
 
 def test_what_a_node_uses_is_measured_and_not_what_the_one_before_it_did(run):
-    """One process runs them all, and its peak would only ever rise."""
+    """One process runs them all, so its peak memory would never decrease."""
     used = {}
     nodes = run.visit("visit", Hoard, Note, HoardBeside, SlowNote)
     run.go(nprocs=1, on_used=lambda node, told: used.update({node.name: told}))
@@ -168,7 +168,7 @@ def test_a_node_that_fails_is_measured_and_one_that_was_done_is_not(run):
 
 
 def test_steps_that_want_the_gpu_wait_for_one_another(run, monkeypatch):
-    """They all want the same one, however many there are."""
+    """All of them want the same GPU, whatever their number."""
     monkeypatch.setattr("nipype.pipeline.plugins.multiproc.gpu_count", lambda: 4)
     for word in ("a", "b"):
         run.node(GpuNote, word)
@@ -203,7 +203,7 @@ def test_torch_computes_in_processes_of_its_own_and_nothing_is_done_twice(run, t
 
 
 class Told:
-    """Notes which graphs are finished, after what, and what had failed."""
+    """Recorder of finished graphs, of what had run before them, and of failures."""
 
     def __init__(self, run):
         self.run, self.names, self.done, self.failed = run, [], {}, {}
@@ -216,7 +216,7 @@ class Told:
 
 @pytest.mark.parametrize("nprocs", [1, 2])
 def test_one_participant_is_done_before_the_next_but_one_begins(run, nprocs):
-    names = ("s3", "s1", "s4", "s2")  # as the selection has them, whatever they are called
+    names = ("s3", "s1", "s4", "s2")  # in the order of the selection, independent of names
     for name in names:
         run.visit(name, SlowNote, TorchNote, SlowNote)
     told = Told(run)
@@ -231,7 +231,7 @@ def test_one_participant_is_done_before_the_next_but_one_begins(run, nprocs):
     assert told.names[0] in names[:nprocs]
     for name in names:
         assert {f"{name}_{n}" for n in range(3)} <= told.done[name]
-    assert f"{names[-1]}_0" not in told.done[told.names[0]]  # so early is the first one told of
+    assert f"{names[-1]}_0" not in told.done[told.names[0]]  # the first graph is reported early
 
 
 def test_what_this_process_does_itself_does_not_let_the_next_participant_in(run):
@@ -249,7 +249,7 @@ def test_a_killed_server_of_processes_does_not_end_a_run(run, monkeypatch):
     def killed(handle):
         monkeypatch.setattr(forkserver, "read_signed", read)
         os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
-        raise EOFError("unexpected EOF")  # what is read if it ends while it forks
+        raise EOFError("unexpected EOF")  # raised if the process ends while it forks
 
     monkeypatch.setattr(forkserver, "read_signed", killed)
     for name in ("s1", "s2", "s3"):
@@ -310,7 +310,7 @@ def test_a_crash_carries_what_its_node_says_it_is(run, plugin):
     here, aside = run.visit("s1", Note, Refuse)[1], run.visit("s2", Refuse)[0]
     aside.run_without_submitting = True
     label_nodes(here, owner="01", label="sub-01 ses-a", fatal=False)
-    label_nodes(run.workflow, owner="semi3d-gan", label="a row")  # what is said already stands
+    label_nodes(run.workflow, owner="semi3d-gan", label="a row")  # it has a label already
     crashes = {crash.part: crash for crash in run.go(plugin=plugin)}
     fields = {
         part: (crash.node, crash.owner, crash.label, crash.fatal) for part, crash in crashes.items()
@@ -328,7 +328,7 @@ def test_what_nodes_say_does_not_change_what_they_compute(run, tmp_path):
     (other,) = again.visit("s1", Note)
     label_nodes(other, owner="01", label="sub-01", step="noted", fatal=False)
     assert again.go() == []
-    assert again.noted() == run.noted()  # it was done
+    assert again.noted() == run.noted()  # nothing is run again
     assert len(again.noted()["s1_0"]) == 1
 
 
@@ -338,7 +338,7 @@ def test_a_full_disk_is_said_in_a_sentence(run, monkeypatch):
 
     monkeypatch.setattr(Note, "_run_interface", run_out_of_space)
     run.node(Note, "full")
-    (crash,) = run.go(plugin={"plugin": "Linear"})  # in this process, where the patch is
+    (crash,) = run.go(plugin={"plugin": "Linear"})  # in this process, where the patch applies
     assert crash.sentence.startswith("No space left on device")
     assert crash.exit_code == ReadWriteError.exit_code
 
@@ -354,7 +354,7 @@ def test_a_full_disk_is_said_in_a_sentence(run, monkeypatch):
     ],
 )
 def test_memory_that_ran_out_is_said_with_what_to_change(run, monkeypatch, error):
-    """As ulimit -v has it, which kills nothing."""
+    """As by ulimit -v, which makes allocations fail and kills nothing."""
 
     def run_out_of_memory(self, runtime):
         raise error
@@ -381,13 +381,13 @@ def test_workers_heed_limits_younger_than_the_server_that_forks_them(monkeypatch
 def test_what_nodes_wait_for_is_counted_as_the_matrix_has_it(rng):
     size = 60
     matrix = lil_matrix((size, size), dtype=int)
-    for node in range(size - 1):  # later nodes wait for earlier ones
+    for node in range(size - 1):  # later nodes depend on earlier ones
         matrix[
             node, rng.choice(np.arange(node + 1, size), 1 + node % 2, replace=node > size - 3)
         ] = 1
     counted = _Dependencies(matrix)
     for node in rng.permutation(size):
-        for _ in range(2):  # nipype finishes a node that fails in its own process twice
+        for _ in range(2):  # nipype finishes a node twice if it fails in its own process
             counted.finish(node)
             row = counted.getrowview(node)
             row[row.nonzero()] = 0
@@ -396,7 +396,7 @@ def test_what_nodes_wait_for_is_counted_as_the_matrix_has_it(rng):
 
 
 def test_nodes_are_looked_for_only_where_something_has_changed(run, monkeypatch):
-    """Each look collects garbage, of all nodes that there are."""
+    """Each search triggers garbage collection over all nodes."""
     looks, look = [], MultiProcPlugin._send_procs_to_workers
     monkeypatch.setattr(
         MultiProcPlugin,
@@ -406,5 +406,5 @@ def test_nodes_are_looked_for_only_where_something_has_changed(run, monkeypatch)
     run.visit("one", SlowerNote, SlowerNote)
     started = time.monotonic()
     assert run.go() == []
-    assert time.monotonic() - started > 1.6  # of which nodes sleep; a look every 0.05 s would be 32
+    assert time.monotonic() - started > 1.6  # asleep; looking every 0.05 s would be 32
     assert 3 <= len(looks) <= 8

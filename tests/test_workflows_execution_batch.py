@@ -1,4 +1,4 @@
-"""A graph on a cluster: SLURM's commands are played here by shell scripts, and jobs are real."""
+"""Graph on a cluster: SLURM's commands are replaced by shell scripts, but jobs are real."""
 
 import os
 from pathlib import Path
@@ -107,7 +107,7 @@ def test_bad_data_is_told_as_on_one_machine(run):
 
 
 def test_a_run_goes_on_where_a_cluster_left_it(run):
-    """As somebody does who lost a job: the same nodes, this time on one machine."""
+    """After a lost job, the same nodes are run on one machine."""
     run.workflow.connect(run.node(Note, "first"), "word", run.node(Note, "second"), "after")
     assert run.go(plugin=SLURM) == []
     assert run.go() == []
@@ -115,7 +115,7 @@ def test_a_run_goes_on_where_a_cluster_left_it(run):
 
 
 def test_jobs_are_cancelled_when_the_run_is_told_to_end(run, tmp_path, monkeypatch):
-    """Else they would go on beside those of the next run, in the same folders."""
+    """Otherwise, they would run in parallel with those of the next run, in the same folders."""
     scancel = tmp_path / "bin" / "scancel"
     scancel.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/cancelled\n')
     scancel.chmod(0o755)

@@ -29,7 +29,7 @@ from bids_app.workflows.synthesis import (
     init_synthesis_wf,
 )
 
-OF_T1W = {  # output → the node and field it comes from
+OF_T1W = {  # output → node and field it comes from
     "t1w": ("correct_bias", "t1w"),
     "brain_mask": ("extract_brain", "mask"),
     "t1w_in_template": ("scale", "image"),
@@ -48,7 +48,7 @@ OF_PET = {
 
 @pytest.fixture
 def there(tmp_path):
-    """Make an input, which nodes want to exist; give its path."""
+    """Create an input file, as nodes require it to exist; return its path."""
 
     def make(name):
         (tmp_path / name).touch()
@@ -129,7 +129,7 @@ def plan(generator):
 
 @pytest.fixture
 def beyond(plan):
-    """All that can be done beyond the paper."""
+    """All options beyond the paper."""
     options = Options(overlap=True, match_histogram=True, uncertainty=True, novelty=True)
     known = replace(plan.generator.card, uncertainty_sha256="2" * 64)
     generator = replace(plan.generator, options=options, card=known)
@@ -138,7 +138,7 @@ def beyond(plan):
 
 @pytest.fixture
 def build(there, options, plan, beyond):
-    """Build any of the workflows, by the name of its factory."""
+    """Build a workflow, by the name of its factory."""
     here = replace(options, percentile=99.9, omp_nthreads=1, frames=())
 
     def build(name, pets=1, plan=plan):
@@ -185,7 +185,7 @@ FACTORIES = {
 
 
 def sources(graph):
-    """(Node, its input) → (node, its output), for all nodes of a flat graph."""
+    """Return (node, input) → (node, output) for all nodes of a flat graph."""
     return {
         (behind, field): (before, source)
         for before, behind, data in graph.edges(data=True)
@@ -196,7 +196,7 @@ def sources(graph):
 def trace(found, node, field):
     """Follow an input back to the node that computes it, and to that node's output."""
     node, field = found[node, field]
-    while isinstance(node.interface, IdentityInterface):  # the doors of workflows
+    while isinstance(node.interface, IdentityInterface):  # inputs and outputs of workflows
         node, field = found[node, field]
     return node, field
 
@@ -444,7 +444,7 @@ def test_the_error_is_of_the_synthetic_pet_as_it_is_written(build, beyond):
 def test_novelty_is_of_the_t1w_and_goes_into_the_sidecar_of_the_synthetic_pet(build, beyond):
     graph = build("participant", plan=beyond)._create_flat_graph()
     found, node = sources(graph), node_of(graph, "measure_novelty")
-    assert producer(found, node, "t1w") == ("verdict", "image")  # what failed is not judged
+    assert producer(found, node, "t1w") == ("verdict", "image")  # not after a failed registration
     assert node.inputs.generator == str(beyond.generator.folder)
     assert node.inputs.reference_sha256 == "1" * 64
     save = node_of(graph, "save_synthetic_pet")
@@ -463,7 +463,7 @@ def test_novelty_is_of_the_t1w_and_goes_into_the_sidecar_of_the_synthetic_pet(bu
 def test_without_a_map_of_uncertainty_a_visit_still_has_results(build, beyond, step):
     graph = build("participant", plan=beyond)._create_flat_graph()
     assert node_of(graph, step).fatal is False
-    assert not hasattr(node_of(graph, "synthesize"), "fatal")  # so it is
+    assert not hasattr(node_of(graph, "synthesize"), "fatal")  # fatal by default
 
 
 def test_without_a_pet_a_visit_still_has_results(build):

@@ -68,7 +68,7 @@ def plan_of(folds, model="semi3d-gan-mse"):
 
 
 def build(count=5, folds=2, means=MEANS, **changed):
-    """Build the graph of a row on some controls; give its nodes by name, and the flat graph."""
+    """Build the graph of a row on some controls; return the nodes by name, and the flat graph."""
     dealt = folds_of(visits(count), folds)
     plan = replace(plan_of(dealt), **changed)
     workflow = init_model_wf(plan, dealt, means, fwhm=1.5, mem_gb=4.0, name="row_wf")
@@ -81,7 +81,7 @@ def nodes_of(workflow):
 
 
 def origin(graph, node, field):
-    """Name the node and the output that an input comes from."""
+    """Return the node and output that an input comes from."""
     (found,) = [
         (before.name, source)
         for before, behind, data in graph.edges(data=True)
@@ -324,7 +324,7 @@ def test_baselines_know_the_training_images_of_their_fold_only():
         assert save.inputs.out_file == f"/out/{fold.number}.json"
 
 
-# What is computed again
+# Recomputation
 
 
 def hashes(**changed):
@@ -359,7 +359,7 @@ def test_what_does_not_change_a_result_does_not_compute_it_again(changed):
         ({"spec": {**SPEC, "width": 32}}, {"train_1", "train_all", "score_1"}),
         ({"spec": {**SPEC, "learning_rate": 2.1e-4}}, {"train_1", "train_all", "score_1"}),
         ({"seeds": [100, 101, 7]}, {"train_all"}),
-        ({"seeds": [7, 101, 102]}, {"train_1"}),  # the weights that score_1 gets are others, too
+        ({"seeds": [7, 101, 102]}, {"train_1"}),  # the weights that score_1 gets differ as well
         ({"means": replace(MEANS, lpips_sha256="0" * 64)}, {"score_1"}),
         ({"count": 6}, {"train_1", "train_all", "score_1"}),
         ({"name": "semi3d-gan"}, {"train_1", "train_all", "score_1"}),
