@@ -27,7 +27,7 @@ install() {
     "$prefix/bin/pip" install --constraint constraints.txt --requirement requirements.txt
     # If both indices have a version, pip may choose PyPI's, with several GB of CUDA.
     if [ -n "$index" ] && [ "$("$prefix/bin/python" -c "import torch; print(torch.version.cuda)")" != None ]; then
-        echo "torch with CUDA came, not that of $index; TORCH_INDEX=none builds an image with CUDA" >&2
+        echo "pip installed torch with CUDA, not the build of $index; TORCH_INDEX=none builds an image with CUDA" >&2
         exit 1
     fi
     echo "/opt/mri2pet/$packages" > "$prefix/$packages/mri2pet.pth" # installed later, by install.sh

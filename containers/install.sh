@@ -39,7 +39,7 @@ data() {
 }
 
 missing() {
-    echo "WARNING: $1 could not be fetched. The image works without; build again where there is a network." >&2
+    echo "WARNING: $1 could not be fetched. The image works without it; rebuild with network access to include it." >&2
 }
 
 caches() {

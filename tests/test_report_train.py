@@ -317,6 +317,15 @@ def test_a_lost_file_is_named_and_does_not_lose_the_report(tree, name, damage):
     assert name in text_of(section(page, "summary"))
 
 
+def test_a_tissue_model_has_no_learning_curves(tree):
+    folder = shutil.copytree(tree.out / "generators" / SHOWN[0], tree.out / "generators" / "tissue")
+    card = json.loads((folder / "card.json").read_text())
+    write_json(folder / "card.json", card | {"name": "tissue"})
+    page = tree.write(**RUN)
+    assert "tissue model" in text_of(section(page, "summary"))
+    assert "tissue model" not in text_of(section(page, "curves"))
+
+
 def test_nothing_at_all_still_makes_a_page(tmp_path):
     path = write_training_report(tmp_path, template=TEMPLATE, resolution=RESOLUTION)
     page = path.read_text()

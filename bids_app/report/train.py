@@ -179,7 +179,8 @@ def _generators(trained: TrainedModel) -> dict[str, object]:
 def _results(trained: TrainedModel, fwhm: float | None) -> dict[str, object]:
     """Build the tables and charts."""
     sweeps = sweeps_of(trained.scores)
-    histories = {model: trained.histories.get(model, ()) for model in trained.models}
+    networks = [model for model in trained.models if model != TISSUE]  # it has no epochs
+    histories = {model: trained.histories.get(model, ()) for model in networks}
     folds = sorted({fold for epochs in histories.values() for fold in folds_of(epochs)}, key=rank)
     return {
         "groups": table1(trained.rows),
