@@ -1,4 +1,4 @@
-"""Descriptions of the command line for other tools agree with the command line."""
+"""Descriptions for other tools agree with the command line and with pyproject.toml."""
 
 import importlib.util
 import json
@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,25 @@ def test_the_babs_example_asks_for_what_mri2pet_understands():
     limit = re.search(r"--mem=(\d+)G", told["cluster_resources"]["customized_text"])
     assert settings.mem_gb < float(limit[1])
     assert f"--cpus-per-task={settings.nprocs}" in told["cluster_resources"]["customized_text"]
+
+
+# conda-forge's names of packages that are called otherwise on PyPI
+CONDA_NAMES = {"matplotlib": "matplotlib-base", "torch": "pytorch"}
+
+
+def test_the_conda_recipe_says_what_pyproject_says():
+    project = tomllib.loads((CONTAINERS.parent / "pyproject.toml").read_text())["project"]
+    recipe = yaml.safe_load((CONTAINERS / "conda" / "recipe.yaml").read_text())
+    wanted = {}
+    for requirement in project["dependencies"]:
+        name, _, least = requirement.partition(">=")
+        wanted[CONDA_NAMES.get(name, name)] = f">={least}"
+    run = dict(line.split(" ", 1) for line in recipe["requirements"]["run"] if " " in line)
+    assert run.pop("python") == ">=${{ python_min }}"
+    assert run == wanted
+    assert recipe["context"]["version"] == project["version"]
+    assert f">={recipe['context']['python_min']}" == project["requires-python"]
+    entry_points = dict(line.split(" = ") for line in recipe["build"]["python"]["entry_points"])
+    assert entry_points == project["scripts"]
+    assert recipe["about"]["summary"] == project["description"]
+    assert recipe["about"]["license_file"] == project["license-files"]
