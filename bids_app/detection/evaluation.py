@@ -287,9 +287,10 @@ def compare(patients: Iterable[Finding], *, most: int = MOST_CLUSTERS) -> list[M
     for unit in UNITS:
         for clusters in range(1, most + 1):
             tests = [_compare_two(ill, pair, unit, clusters) for pair in combinations(ill, 2)]
-            corrected = iter(holm([test.p for test in tests if test.p is not None]))
+            corrected = holm([math.nan if test.p is None else test.p for test in tests])
             comparisons += [
-                test if test.p is None else replace(test, p_holm=next(corrected)) for test in tests
+                test if test.p is None else replace(test, p_holm=p)
+                for test, p in zip(tests, corrected, strict=True)
             ]
     return comparisons
 

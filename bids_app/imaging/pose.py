@@ -95,10 +95,10 @@ def directions() -> list[NDArray[np.float64]]:
 def _lattice(mask: Mask, affine: Affine) -> tuple[Points, tuple[NDArray[np.intp], ...]]:
     """Choose voxels of a mask about ``GRID`` mm apart; return world coordinates and indices."""
     steps = [max(round(GRID / zoom), 1) for zoom in zooms_of(affine)]
-    downsample = np.zeros_like(mask)
+    chosen = np.zeros_like(mask)
     box = tuple(slice(step // 2, None, step) for step in steps)
-    downsample[box] = mask[box]
-    indices = np.nonzero(downsample)
+    chosen[box] = mask[box]
+    indices = np.nonzero(chosen)
     return np.stack(indices, axis=1) @ affine[:3, :3].T + affine[:3, 3], indices
 
 

@@ -201,9 +201,11 @@ class RaiseT1w(SimpleInterface):
 
     def _run_interface(self, runtime):
         t1w, mask = nifti.load(self.inputs.t1w), nifti.load(self.inputs.mask)
-        path = Path(runtime.cwd) / "raised.nii"
-        nifti.save(nifti.Image(raise_above_zero(t1w.data, mask.data > 0), t1w.affine), path)
-        self._results["t1w"] = str(path)
+        raised, path = raise_above_zero(t1w.data, mask.data > 0), self.inputs.t1w
+        if raised is not t1w.data:
+            path = str(Path(runtime.cwd) / "raised.nii")
+            nifti.save(nifti.Image(raised, t1w.affine), path)
+        self._results["t1w"] = path
         return runtime
 
 

@@ -546,16 +546,16 @@ def _has_unit(image: Path, unit: object) -> bool:
 
 
 def _is_synthesized(plan: VisitPlan, run: ParticipantPlan) -> bool:
-    wanted, scaled_to_real = [*plan.paths.synthesized], list[Path]()
+    wanted, pets = [*plan.paths.synthesized], list[PetPaths]()
     if _leads_to_t1w(plan, run):
         wanted.append(plan.paths.synthetic_pet_in_t1w)
-        wanted += [path for pet in _subtracted(plan) for path in pet.subtracted]
-        scaled_to_real += [pet.subtracted[0] for pet in _subtracted(plan)]
+        pets = _subtracted(plan)
+        wanted += [path for pet in pets for path in pet.subtracted]
     if run.generator is not None and run.generator.options.uncertainty:
         wanted.append(plan.paths.uncertainty)
     return (
         is_complete(wanted, plan.synthesized)
-        and all(_has_unit(scaled, _units(plan, run)) for scaled in scaled_to_real)
+        and all(_has_unit(pet.subtracted[0], _units(plan, run)) for pet in pets)
         and is_compared(plan.paths)
         and _has_regions(plan, run)
     )

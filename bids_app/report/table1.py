@@ -231,20 +231,21 @@ def not_measured(rows: Sequence[ScoreRow]) -> list[str]:
 
 
 def _best(rows: Sequence[ScoreRow], metric: str) -> str:
-    """Return the best mean of the models, formatted; empty if there is none."""
+    """Return the highest merit of the models' means, formatted; empty if there is none."""
     means = [row.means[metric] for row in rows if not is_baseline(row.model)]
-    measured = [mean for mean in means if not isnan(mean)]
-    if not measured:
-        return ""
-    if metric == BIAS:
-        return show(min(map(abs, measured)), DIGITS)
-    return show(max(measured, key=lambda mean: sign_of(metric) * mean), DIGITS)
+    measured = [_merit(metric, mean) for mean in means if not isnan(mean)]
+    return show(max(measured), DIGITS) if measured else ""
+
+
+def _merit(metric: str, mean: float) -> float:
+    """Return a value that is higher for a better mean: the mean, or minus what should be low."""
+    return -abs(mean) if metric == BIAS else sign_of(metric) * mean
 
 
 def _cell(row: ScoreRow, metric: str, best: str) -> Cell:
     mean, sd = row.means[metric], row.sds[metric]
     deviation = "" if isnan(sd) else show(sd, DIGITS)
-    as_good = show(abs(mean) if metric == BIAS else mean, DIGITS) == best
+    as_good = show(_merit(metric, mean), DIGITS) == best
     return show(mean, DIGITS), deviation, as_good and not is_baseline(row.model)
 
 

@@ -10,10 +10,14 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
-from bids_app.interfaces.imaging import RefuseFailed
 from bids_app.visit import Derived
 from bids_app.workflows.execution import Output, label_nodes, link, save_node
-from bids_app.workflows.registration import Preprocessing, init_anatomical_wf, init_pet_wf
+from bids_app.workflows.registration import (
+    Preprocessing,
+    add_verdict_node,
+    init_anatomical_wf,
+    init_pet_wf,
+)
 from bids_app.workflows.synthesis import (
     SynthesisPlan,
     init_comparison_wf,
@@ -117,9 +121,8 @@ def init_preprocessing_wf(
     anatomical = init_anatomical_wf(options=options, orientation=orientation, derived=derived)
     anatomical.inputs.inputnode.t1w = str(t1w)
     _save_all(workflow, anatomical, outputs, "")
-    trust = _add_verdict_node(
-        workflow, anatomical, "t1w_in_template", "t1w_in_template_measured", prefix="", source=t1w
-    )
+    trust = add_verdict_node(workflow, anatomical, "t1w_in_template", "t1w_in_template_measured")
+    trust.inputs.source = str(t1w)
     mask = "brain_mask_in_template"
     workflow.connect(
         [
@@ -150,10 +153,9 @@ def init_preprocessing_wf(
         )
         link(workflow, anatomical, pet, **{field: field for field in onward})
         _save_all(workflow, pet, plan.outputs, f"pet_{number}_")
-        prefix = f"pet_{number}_"
-        trust = _add_verdict_node(
-            workflow, pet, "in_template", "to_t1w_measured", prefix=prefix, source=plan.pet
-        )
+        verdict = f"pet_{number}_verdict"
+        trust = add_verdict_node(workflow, pet, "in_template", "to_t1w_measured", name=verdict)
+        trust.inputs.source = str(plan.pet)
         for optional in (pet, trust):  # a visit has results without a PET, too
             label_nodes(optional, fatal=False)
         if number == 0:
@@ -167,17 +169,6 @@ def init_preprocessing_wf(
                 ]
             )
     return workflow
-
-
-def _add_verdict_node(
-    workflow: Workflow, graph: Workflow, image: str, measured: str, *, prefix: str, source: Path
-) -> Node:
-    """Add a node that passes on a registered image of a graph unless its registration failed."""
-    refuse = RefuseFailed(source=str(source))
-    trust = Node(refuse, name=f"{prefix}verdict", run_without_submitting=True)
-    doors = [(f"outputnode.{image}", "image"), (f"outputnode.{measured}", "measured")]
-    workflow.connect([(graph, trust, doors)])
-    return trust
 
 
 def init_participant_wf(

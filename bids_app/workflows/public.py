@@ -8,12 +8,11 @@ from nipype.pipeline.engine import Node, Workflow
 from bids_app.generators import find_generator
 from bids_app.imaging.intensity import PERCENTILE, TIMES_MEAN
 from bids_app.imaging.volume import grid_of_box
-from bids_app.interfaces.imaging import RefuseFailed
 from bids_app.interfaces.synthesis import SynthesizePET
 from bids_app.synthesis.card import check_space, check_weights, read_card
 from bids_app.synthesis.tiling import SliceTriplets
 from bids_app.templates import OWN, REGISTRATION_RESOLUTION, prepare
-from bids_app.workflows.registration import Preprocessing, init_anatomical_wf
+from bids_app.workflows.registration import Preprocessing, add_verdict_node, init_anatomical_wf
 from bids_app.workflows.synthesis import resample_to_t1w_node
 
 BOX = (-78.0, -112.0, -50.0, 78.0, 76.0, 85.0)  # mm; volume of the paper (section 3.1)
@@ -167,22 +166,14 @@ def init_participant_wf(
     predicted = ["synthetic_pet", "synthetic_pet_in_t1w"]
     inputnode = Node(IdentityInterface(["t1w"]), name="inputnode")
     outputnode = Node(IdentityInterface([*fields, *predicted]), name="outputnode")
-    trust = Node(RefuseFailed(), name="verdict", run_without_submitting=True)
     synthesis = init_synthesis_wf(generator=generator, omp_nthreads=omp_nthreads)
     carry = resample_to_t1w_node(omp_nthreads)
     workflow = Workflow(name)
+    trust = add_verdict_node(workflow, anatomical, "t1w_in_template", "t1w_in_template_measured")
     workflow.connect(
         [
             (inputnode, anatomical, [("t1w", "inputnode.t1w")]),
             (inputnode, trust, [("t1w", "source")]),
-            (
-                anatomical,
-                trust,
-                [
-                    ("outputnode.t1w_in_template", "image"),
-                    ("outputnode.t1w_in_template_measured", "measured"),
-                ],
-            ),
             (trust, synthesis, [("image", "inputnode.t1w")]),
             (
                 anatomical,

@@ -25,6 +25,7 @@ from bids_app.interfaces.imaging import (
     RaiseT1w,
     ReadPET,
     ReadT1w,
+    RefuseFailed,
     ScaleIntensity,
     TaintVerdict,
 )
@@ -136,6 +137,19 @@ def _to_t1w_node(options: Preprocessing, derived: Derived | None) -> Node:
     )
     label_nodes(register, step="PET to T1w")
     return register
+
+
+def add_verdict_node(
+    workflow: Workflow, graph: Workflow, image: str, measured: str, *, name: str = "verdict"
+) -> Node:
+    """Add a node that passes on a registered image of a graph unless its registration failed.
+
+    Its input ``source``, the original file, is left open.
+    """
+    verdict = Node(RefuseFailed(), name=name, run_without_submitting=True)
+    doors = [(f"outputnode.{image}", "image"), (f"outputnode.{measured}", "measured")]
+    workflow.connect([(graph, verdict, doors)])
+    return verdict
 
 
 def init_anatomical_wf(
