@@ -213,6 +213,7 @@ def test_workflows_predict_nothing_of_a_t1w_whose_registration_failed(tmp_path):
         template_dir=tmp_path / "template", resolution=4, quick=True, skull_strip="skip"
     )
     mine.base_dir, mine.inputs.inputnode.t1w = str(tmp_path / "work"), str(tmp_path / "t1w.nii")
+    mine.config["execution"] = {"crashdump_dir": str(tmp_path)}  # otherwise the current folder
     with pytest.raises(RuntimeError, match=r"t1w\.nii: its registration failed: deep in the brain"):
         mine.run()
     assert not [*(tmp_path / "work").rglob("pet.nii.gz")]
