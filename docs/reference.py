@@ -396,7 +396,8 @@ def outputs() -> str:
         + table("file", "what it is", rows=files_of_visit())
         + "\n## Anomaly maps of a patient\n\nOne of each per detector, for every PET that "
         "`group` maps; and for the lesions that are known, `anat/…_label-L_mask.nii.gz` on the "
-        "same two grids.\n"
+        "same two grids. Each label image has a table of its labels beside it (`_dseg.tsv`). "
+        "Controls have maps and label images on the grid of the template only.\n"
         + table("file", "what it is", rows=files_of_detector())
         + "\n## What desc- means\n\nThe same table is in `descriptions.tsv` of the output.\n"
         + table(
