@@ -528,9 +528,8 @@ examples:
   mri2pet BIDS OUT group -d lesions=MASKS    anomaly maps of patients, with known lesions
   mri2pet quick T1W.nii.gz PET.nii.gz OUT    one person, no BIDS dataset needed
 
-See also mri2pet quick -h, mri2pet-simulate -h, mri2pet-import -h and mri2pet-fetch -h.
 Give BIDS_DIR, OUTPUT_DIR and the level first: some options take several values.
-Underscores in options are accepted, too: --participant_label.
+Underscores (--participant_label) work, too. See also mri2pet-simulate, -import, -fetch -h.
 
 exit codes:
   0 done; 1 some participant failed; 16 not valid BIDS; 17 unknown level; 18 nothing
