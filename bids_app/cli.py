@@ -529,7 +529,7 @@ examples:
   mri2pet quick T1W.nii.gz PET.nii.gz OUT    one person, no BIDS dataset needed
 
 Give BIDS_DIR, OUTPUT_DIR and the level first: some options take several values.
-Underscores in options are accepted, too: --participant_label.
+Underscores (--participant_label) work, too. See also mri2pet-simulate, -import, -fetch -h.
 
 exit codes:
   0 done; 1 some participant failed; 16 not valid BIDS; 17 unknown level; 18 nothing

@@ -50,7 +50,7 @@ def build_parser() -> Parser:
         usage="mri2pet quick T1W [PET] OUT [options of the participant level]",
         description="Bring one person's T1w, and FDG PET if there is one, into MNI space and "
         "predict an FDG PET from the T1w. No BIDS dataset is needed. Give the files first, then "
-        "options, such as --sloppy, --nprocs or --generator (mri2pet --help).",
+        "options, such as --sloppy, --nprocs or --generator (mri2pet --help-all).",
         epilog="The synthetic PET is written on the T1w's own grid and in MNI space; the report is "
         "OUT/sub-X.html.",
     )

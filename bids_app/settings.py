@@ -85,7 +85,7 @@ class Settings:
     patches: str = "brain"
     lpips_weights: Path | None = None
 
-    # Group; Zotova et al. (2021), sections 2.2 and 3.3, or our choice: DESIGN.md, section 4
+    # Group; Zotova et al. (2021), sections 2.2 and 3.3, or our choice
     training_set: tuple[str, ...] = ("real",)
     synthetic_controls: str = "t1w-only"
     detectors: tuple[str, ...] = ()  # () means DEFAULT_DETECTORS, as far as they are applicable

@@ -130,8 +130,8 @@ def simulate_cohort(argv: Sequence[str] | None) -> str:
     count = len(plan.members)
     return (
         f"{count_noun(count, 'participant')} "
-        f"({plan.paired} paired, {plan.t1w_only} T1w only, "
-        f"{plan.patients} patients) in {time.monotonic() - start:.0f} s: {plan.bids_dir}"
+        f"({plan.paired} paired, {plan.t1w_only} T1w only, {count_noun(plan.patients, 'patient')}) "
+        f"in {time.monotonic() - start:.0f} s: {plan.bids_dir}"
     )
 
 

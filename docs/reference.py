@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
-from bids_app import cli, errors, fetch, quick, simulate
+from bids_app import cli, errors, fetch, importing, quick, simulate
 from bids_app.derivatives.description import DESCRIPTIONS, TEXTS
 from bids_app.derivatives.detections import anomaly_paths, describe
 from bids_app.derivatives.paths import SUBTRACTED, PetPaths, VisitPaths, visit_paths
@@ -123,24 +123,27 @@ def program(parser: argparse.ArgumentParser, *, levels: bool = False) -> str:
 
 
 def places(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """List the positional arguments."""
+    """List the positional arguments, and the options that have to be given."""
     for one in parser._actions:
         if not one.option_strings:
             yield str(one.metavar or one.dest.upper())
+        elif one.required:
+            yield f"{one.option_strings[0]} {values_of(one)}"
 
 
 def options() -> str:
     """Return the text of docs/options.md."""
     return (
-        f"{MADE}# Options\n\nAll options of all programs, as `--help-all` prints them. "
-        "[Usage](usage.md) says which of them you need for what. The column *levels* says which "
-        f"of the levels {', '.join(LEVELS)} use an option; another level warns of it. Underscores "
-        "in options are accepted, too (`--participant_label`). [Exit codes](errors.md) are the "
-        "same for all programs.\n"
+        f"{MADE}# Options\n\nAll options of all programs, as `mri2pet --help-all` and the `--help` "
+        "of the other programs print them. [Usage](usage.md) says which of them you need for what. "
+        f"The column *levels* says which of the levels {', '.join(LEVELS)} use an option; other "
+        "levels ignore it, with a warning. Underscores in options are accepted, too "
+        "(`--participant_label`). [Exit codes](errors.md) are the same for all programs.\n"
         + program(cli.build_parser(), levels=True)
         + program(quick.build_parser())
-        + "\nOptions are those above that the level participant uses.\n"
+        + "\nIts options are those of `mri2pet`, above, that the level participant uses.\n"
         + program(simulate.build_parser())
+        + program(importing.build_parser())
         + program(fetch.build_parser())
     )
 
@@ -393,7 +396,8 @@ def outputs() -> str:
         + table("file", "what it is", rows=files_of_visit())
         + "\n## Anomaly maps of a patient\n\nOne of each per detector, for every PET that "
         "`group` maps; and for the lesions that are known, `anat/…_label-L_mask.nii.gz` on the "
-        "same two grids.\n"
+        "same two grids. Each label image has a table of its labels beside it (`_dseg.tsv`). "
+        "Controls have maps and label images on the grid of the template only.\n"
         + table("file", "what it is", rows=files_of_detector())
         + "\n## What desc- means\n\nThe same table is in `descriptions.tsv` of the output.\n"
         + table(

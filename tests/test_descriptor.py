@@ -124,6 +124,24 @@ def test_the_babs_example_asks_for_what_mri2pet_understands():
     assert f"--cpus-per-task={settings.nprocs}" in told["cluster_resources"]["customized_text"]
 
 
+@pytest.mark.parametrize(
+    ("file", "spelling"),
+    [
+        ("CITATION.cff", "\nversion: {}\n"),
+        ("Dockerfile", "\nARG VERSION={}\n"),
+        ("singularity.def", "image.version {}\n"),
+        ("containers/conda/recipe.yaml", '\n  version: "{}"\n'),
+        ("containers/babs.yaml", 'mri2pet: "{}"\n'),
+        ("docs/hpc.md", "--container-name mri2pet-{} "),
+    ],
+)
+def test_all_files_name_the_same_version(file, spelling):
+    root = CONTAINERS.parent
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    named = [spelling.format(version), spelling.format(version.replace(".", "-"))]
+    assert any(one in (root / file).read_text(encoding="utf-8") for one in named)
+
+
 # conda-forge's names of packages that are called otherwise on PyPI
 CONDA_NAMES = {"matplotlib": "matplotlib-base", "torch": "pytorch"}
 
@@ -138,7 +156,6 @@ def test_the_conda_recipe_says_what_pyproject_says():
     run = dict(line.split(" ", 1) for line in recipe["requirements"]["run"] if " " in line)
     assert run.pop("python") == ">=${{ python_min }}"
     assert run == wanted
-    assert recipe["context"]["version"] == project["version"]
     assert f">={recipe['context']['python_min']}" == project["requires-python"]
     entry_points = dict(line.split(" = ") for line in recipe["build"]["python"]["entry_points"])
     assert entry_points == project["scripts"]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bids_app import cli, errors, fetch, quick, simulate
+from bids_app import cli, errors, fetch, importing, quick, simulate
 from bids_app.derivatives.description import DESCRIPTIONS
 from bids_app.derivatives.paths import PetPaths, VisitPaths
 from bids_app.derivatives.sidecars import DICTIONARIES, read_dictionary
 from bids_app.lifeline import CODE_OF_SIGNAL, STOPPING
 
 DOCS = Path(__file__).parents[1] / "docs"
-PROGRAMS = (cli, quick, simulate, fetch)
+PROGRAMS = (cli, quick, simulate, importing, fetch)
 
 
 def loaded():
@@ -76,7 +76,7 @@ def test_every_exit_code_has_a_row_with_what_to_do():
     assert len(rows) == len(CODES)
 
 
-@pytest.mark.parametrize("program", [cli, simulate, fetch], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("program", [cli, simulate, importing, fetch], ids=lambda one: one.__name__)
 def test_help_tells_no_other_exit_codes(program):
     told = program.build_parser().epilog.lower().partition("exit codes:")[2]
     codes = {int(number) for number in re.findall(r"(?<![\w-])(\d+)(?=[ ,])", told)}

@@ -1,5 +1,8 @@
 """The tissue model recovers its parameters, and predicts people it was not fitted to."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -60,6 +63,31 @@ def predicted_by(model, t1w):
 def test_tissue_means_are_found_in_any_shares():
     found = find_tissue_means(make_t1w(0))
     assert found == pytest.approx(MEANS, abs=0.005)
+
+
+FORKED = """
+import multiprocessing
+import numpy as np
+from sklearn.cluster import KMeans
+from bids_app.imaging.tissues import find_tissue_means
+
+KMeans(3, n_init=1).fit(np.random.default_rng(0).normal(size=(100_000, 2)))  # in two threads
+t1w = np.linspace(0.1, 1, 1000).reshape(10, 10, 10)
+child = multiprocessing.get_context("fork").Process(target=find_tissue_means, args=(t1w,))
+child.start()
+child.join(20)
+child.kill()
+child.join()
+raise SystemExit(child.exitcode)
+"""
+
+
+def test_tissue_means_are_found_in_a_fork_of_a_process_that_used_threads():
+    """nipype forks its workers, possibly after a PET was predicted in the same process."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], env={**os.environ, "OMP_NUM_THREADS": "2"}, check=False
+    )
+    assert done.returncode == 0
 
 
 def test_tissues_share_a_voxel():

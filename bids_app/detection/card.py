@@ -81,7 +81,7 @@ class EncoderSpec:
 
         Examples
         --------
-        15 → 11 → 9 → 3 → 2, DESIGN.md, section 4:
+        The sizes are 15 → 11 → 9 → 3 → 2:
 
         >>> EncoderSpec().side
         2

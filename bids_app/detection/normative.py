@@ -251,7 +251,7 @@ def smooth_within(
     return means
 
 
-ZSCORE_FWHM = 8.0  # mm; DESIGN, section 4
+ZSCORE_FWHM = 8.0  # mm; our choice
 
 
 def measure_uptake(

@@ -30,7 +30,7 @@ class VoxelwiseOneClassSVM:
     ----------
     nu : float
         Upper bound on the share of training samples outside the boundary, above 0 and up to 1.
-        0.03: DESIGN, section 4.
+        The default is our choice.
     gamma : "scale" or float
         Parameter of the kernel exp(-gamma * squared distance). "scale" is 1 / (features * variance
         of all entries) in each voxel, and 1 if nothing varies.

@@ -477,7 +477,7 @@ def fit_slab(
         PET in [0, 1] of the people to score, with T1w if the encoder uses it; memory-mapped volumes
         are read slice by slice.
     nu : float
-        Nu of the one-class SVM: 0.03, DESIGN, section 4.
+        Nu of the one-class SVM.
     holes : sequence of ndarray of bool or None
         Brain voxels that each scored PET does not cover, (I, J, K), or None if it covers all. By
         default, every PET covers the brain.

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 
 from bids_app.imaging.volume import Volume
 
@@ -38,7 +39,10 @@ def find_tissue_means(t1w: Volume) -> tuple[float, float, float]:
         raise ValueError(NO_TISSUES)
     centres = (edges[:-1] + edges[1:])[:, np.newaxis] / 2
     starts = np.quantile(values, STARTS)[:, np.newaxis]
-    with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):  # checked below
+    with (
+        warnings.catch_warnings(category=ConvergenceWarning, action="ignore"),  # checked below
+        threadpool_limits(1, "openmp"),  # in a fork of a process that used more, k-means would hang
+    ):
         clustering = KMeans(TISSUES, init=starts, n_init=1).fit(centres, sample_weight=counts)
     fluid, grey, white = np.sort(clustering.cluster_centers_[:, 0]).tolist()
     if not fluid < grey < white:
