@@ -312,6 +312,27 @@ def test_the_nearest_sidecar_wins(raw):
     assert dict(later.metadata)["FrameTimesStart"] == (7,)
 
 
+@pytest.mark.parametrize("name", ["._{}", "old_{}", ".pet", "{}_old_pet", "old_pet"])
+def test_a_file_that_is_only_named_like_a_sidecar_is_not_read(raw, name):
+    stem = f"sub-01_{FDG}"
+    root = raw(
+        {"01": ["T1w", FDG]},
+        {
+            f"sub-01/pet/{stem}.json": {"Units": "Bq/mL"},
+            f"sub-01/pet/{name.format(stem)}.json": {"Units": "other"},
+        },
+    )
+    (pet,) = select(root).visits[0].pets
+    assert dict(pet.metadata) == {"Units": "Bq/mL"}
+
+
+def test_a_sidecar_belongs_to_an_image_of_the_same_name_even_if_that_is_odd(raw):
+    odd = "trc-18F_FDG_pet"
+    root = raw({"01": ["T1w", odd]}, {f"sub-01/pet/sub-01_{odd}.json": {"TracerName": "FDG"}})
+    (pet,) = select(root).visits[0].pets
+    assert dict(pet.metadata) == {"TracerName": "FDG"}
+
+
 @pytest.mark.parametrize("content", ["{broken", "[1]", "\xff"])
 def test_a_broken_sidecar_is_a_problem_of_one_pet(raw, content):
     root = raw({"01": ["T1w", FDG], "02": ["T1w", FDG]})

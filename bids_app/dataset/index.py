@@ -387,14 +387,17 @@ def read_metadata(scan: Scan, sidecars: Mapping[Path, tuple[Path, ...]]) -> Scan
     ReadWriteError
         If it cannot be read.
     """
-    sidecar = scan.path.with_name(scan.path.name.partition(".")[0] + ".json")
+    stem = scan.path.name.partition(".")[0]
+    sidecar = scan.path.with_name(f"{stem}.json")
     if sidecar.is_dir():  # folders are not among the sidecars
         raise UnusableDataError(f"{sidecar}: is a folder, not a file; remove it")
-    entities = frozenset(scan.entities)
+    parts = frozenset(stem.split("_"))  # copies (old_…) and macOS's "._…" have others
     metadata: dict[str, object] = {}
     for folder in reversed(scan.path.parents):  # from the root down to the image
         applying = (
-            path for path in sidecars.get(folder, ()) if entities.issuperset(parse_name(path.name))
+            path
+            for path in sidecars.get(folder, ())
+            if parts.issuperset(path.name.partition(".")[0].split("_"))
         )
         for path in sorted(applying, key=lambda path: len(path.name)):
             fault = why_no_file(path)
