@@ -5,7 +5,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Protocol
 
@@ -404,13 +404,18 @@ def read_metadata(scan: Scan, sidecars: Mapping[Path, tuple[Path, ...]]) -> Scan
             if fault is not None:
                 raise UnusableDataError(f"{path}: is {fault}")
             metadata.update(read_json(path))
-    kept = {key: metadata[key] for key in METADATA if metadata.get(key) is not None}
+    kept = {key: metadata[key] for key in METADATA if _is_given(metadata.get(key))}
     return replace(
         scan,
         metadata=tuple(
             (key, tuple(value) if isinstance(value, list) else value) for key, value in kept.items()
         ),
     )
+
+
+def _is_given(value: object) -> bool:
+    """Check whether a field has a value; Python writes NaN for a missing one."""
+    return value is not None and not (isinstance(value, float) and isnan(value))
 
 
 def _numbers(value: object) -> tuple[float, ...] | None:
