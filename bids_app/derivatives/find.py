@@ -40,7 +40,7 @@ class Preprocessed:
     t1w, brain_mask : Path
         T1w in 0..1, and brain mask.
     pets : tuple of Path
-        Real PET images in 0..1 that are aligned to this T1w; they may be from other sessions.
+        Real PET images in 0..1 that are aligned to this T1w; those of its own session come first.
     synthetic : Path or None
         Synthetic PET, predicted from the T1w.
     """
@@ -98,10 +98,15 @@ def find_preprocessed(
         ]
         homes = {pet: _home(output_dir, pet, visits) for pet in pets}
         found += [
-            replace(visit, pets=tuple(pet for pet in pets if homes[pet] == visit))
+            replace(visit, pets=tuple(_own_first(visit, (p for p in pets if homes[p] == visit))))
             for visit in visits
         ]
     return found
+
+
+def _own_first(visit: Preprocessed, pets: Iterable[Path]) -> list[Path]:
+    """Sort the PETs of a visit: those of its own session come first."""
+    return sorted(pets, key=lambda pet: entities_of(pet).get("ses") != visit.session)
 
 
 def describe_coverage(pet: Path) -> str:
@@ -590,7 +595,7 @@ def find_results(output_dir: Path, subject: str, shape: tuple[int, ...]) -> tupl
     stems = sorted({_stem(path) for path in _images(folder, "anat")})
     visits = {stem: _results(folder, stem, shape) for stem in stems}
     pets: dict[str, list[RealPet]] = {stem: [] for stem in stems}
-    for stem in sorted({_stem(path) for path in _images(folder, "pet", "*desc-preproc_pet")}):
+    for stem in sorted({_stem(path) for path in _images(folder, "pet", "sub-*desc-preproc_pet")}):
         in_t1w = read_derivative(_place(folder, "pet", f"{stem}_space-T1w_desc-preproc_pet"))
         home = t1w_of_pet(output_dir, stem, visits)
         if home is None:
@@ -609,7 +614,7 @@ def _with_fault(visit: Results, fault: str) -> Results:
     return replace(visit, t1w=replace(visit.t1w, fault=faults))
 
 
-def _images(folder: Path, modality: str, pattern: str = "*_desc-*") -> list[Path]:
+def _images(folder: Path, modality: str, pattern: str = "sub-*_desc-*") -> list[Path]:
     return [
         path
         for place in (modality, f"ses-*/{modality}")
