@@ -345,12 +345,9 @@ class JudgeRegistration(SimpleInterface):
         target, mask = nifti.load(self.inputs.fixed), nifti.load(self.inputs.fixed_mask)
         fixed, brain = target.data, mask.data > 0
         t1w = nifti.load(self.inputs.t1w)
-
-        def likeness(path):
-            return normalized_mutual_information(fixed, nifti.load(path).data, brain)
-
+        before, after = (nifti.load(path).data for path in (self.inputs.before, self.inputs.after))
         judgement = judge_t1w(
-            nifti.load(self.inputs.after).data,
+            after,
             fixed,
             nifti.load(self.inputs.mask_after).data > 0,
             brain,
@@ -368,8 +365,8 @@ class JudgeRegistration(SimpleInterface):
             **method,
             **start,
             "SimilarityMetric": "normalized mutual information",
-            "SimilarityBefore": round(likeness(self.inputs.before), 4),
-            "SimilarityAfter": round(likeness(self.inputs.after), 4),
+            "SimilarityBefore": round(normalized_mutual_information(fixed, before, brain), 4),
+            "SimilarityAfter": round(normalized_mutual_information(fixed, after, brain), 4),
             **sidecar_fields(judgement),
         }
         self._results["sidecar"] = {"Registration": quality}
