@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from http.client import IncompleteRead
 
 import pytest
 import torch
@@ -75,13 +76,14 @@ def test_without_a_network_a_sentence_says_what_to_do(net, monkeypatch, capsys):
     assert not (net / "out.safetensors").exists()
 
 
-def test_a_network_that_hiccups_is_asked_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", [TimeoutError("timed out"), IncompleteRead(b"half")], ids=repr)
+def test_a_network_that_hiccups_is_asked_again(tmp_path, monkeypatch, fault):
     content, asked = b"weights", []
 
     def open_url(url, timeout):
         asked.append(url)
         if len(asked) < fetch.TRIES:
-            raise TimeoutError("timed out")
+            raise fault
         return io.BytesIO(content)
 
     monkeypatch.setattr(fetch, "urlopen", open_url)
