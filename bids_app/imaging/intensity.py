@@ -139,13 +139,14 @@ def scale_to_unit(
 def clip_spikes(volume: Volume) -> tuple[Volume, int]:
     """Clip broken voxels that are far brighter than any tissue.
 
-    A single one would widen the bins of a histogram so that all tissue falls into the first (N4),
-    and cause ringing over many voxels in spline interpolation.
+    In a T1w, a single one would widen the bins of a histogram so that all tissue falls into the
+    first (N4), and cause ringing over many voxels in spline interpolation. In a PET, it would raise
+    the mean of the brain, by which all others are divided.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
-        Finite intensities of a T1w in any unit, 0 in the background.
+        Finite intensities of a T1w or PET in any unit, 0 in the background.
 
     Returns
     -------
