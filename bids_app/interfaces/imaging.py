@@ -165,7 +165,7 @@ class ReadPET(SimpleInterface):
                 f"{path}: all voxels of frames {empty} are NaN or infinite; leave them out with "
                 "--pet-frames, or export the image again"
             )
-        return average_frames(data[..., used], durations[used]), used, durations[used].tolist()
+        return average_frames(data, durations, used), used, durations[used].tolist()
 
 
 class _ApplyMaskInputSpec(BaseInterfaceInputSpec):
