@@ -126,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--template",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME",
         help="templates of TemplateFlow, into $TEMPLATEFLOW_HOME",
@@ -133,6 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--atlas",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME",
         help="atlases of TemplateFlow for mri2pet group --atlas NAME, such as "
