@@ -197,6 +197,17 @@ def test_the_pet_of_the_session_of_the_t1w_is_the_first(out):
     assert [pet.parent.parent.name for pet in visit.pets] == ["ses-b", "ses-a", "ses-c"]
 
 
+def test_a_pet_of_an_earlier_run_is_told_of_but_not_shown(out):
+    paths = write_visit(out, "01", pets=[{"run": "1"}, {"run": "2"}])
+    first, second = (sidecar_path(pet.in_t1w) for pet in paths.pets)
+    write_json(first, {**read_json(first), "Fingerprint": "earlier"})
+    (visit,) = find_results(out, "01", (2, 2, 2))
+    assert [sidecar_path(pet.in_t1w.path) for pet in visit.pets] == [second]
+    assert "sub-01_trc-18FFDG_run-1: this PET is left over from an earlier run" in visit.t1w.fault
+    write_json(first, {**read_json(first), "Fingerprint": "f"})
+    assert len(find_results(out, "01", (2, 2, 2))[0].pets) == 2
+
+
 def test_what_macos_writes_beside_files_is_no_result(out):
     paths = write_visit(out, "01")
     found = find_results(out, "01", (2, 2, 2))

@@ -493,6 +493,14 @@ def stored_fingerprint(path: Path) -> str:
         return ""
 
 
+def is_left_over(pet: Path, t1w: Path) -> bool:
+    """Return whether a PET was not made together with its T1w, but by an earlier run.
+
+    Sidecars of one run have the same fingerprint; without one, nothing is known.
+    """
+    return len({stored_fingerprint(image) for image in (pet, t1w)} - {""}) > 1
+
+
 def is_complete(files: Iterable[Path], fingerprint: str) -> bool:
     """Return whether all files exist, are not empty, and have the fingerprint in their sidecars.
 
@@ -589,7 +597,8 @@ def find_results(output_dir: Path, subject: str, shape: tuple[int, ...]) -> tupl
     Returns
     -------
     tuple of Results
-        Results by session. A PET belongs to the T1w to which it was aligned.
+        Results by session. A PET belongs to the T1w to which it was aligned, if the same run made
+        both.
     """
     folder = output_dir / f"sub-{subject}"
     stems = sorted({_stem(path) for path in _images(folder, "anat")})
@@ -602,6 +611,9 @@ def find_results(output_dir: Path, subject: str, shape: tuple[int, ...]) -> tupl
             first = stems[0] if stems else ""
             lost = f"{stem}: the T1w to which this PET is aligned was not found; it is not shown."
             visits |= {k: _with_fault(v, lost) for k, v in visits.items() if k == first}
+        elif is_left_over(in_t1w.path, visits[home].t1w.path):
+            old = f"{stem}: this PET is left over from an earlier run; it is not shown."
+            visits[home] = _with_fault(visits[home], old)
         else:
             space = visits[home].space
             beside = _in_space(folder, "pet", stem, space, "desc-preproc_pet")

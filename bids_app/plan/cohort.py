@@ -12,7 +12,7 @@ from bids_app.derivatives.find import (
     Preprocessed,
     describe_coverage,
     find_preprocessed,
-    stored_fingerprint,
+    is_left_over,
     times_mean_of_image,
     verdict_of_image,
 )
@@ -290,7 +290,7 @@ def _leave_out_failed(visits: Sequence[Preprocessed]) -> tuple[list[Preprocessed
             f"{name}: {pet.name} is not used, {_with_reasons(sentence, pets[pet][1])}"
             for pet in lost
         ]
-        left_over = [pet for pet in pets if pet not in lost and _is_left_over(pet, visit.t1w)]
+        left_over = [pet for pet in pets if pet not in lost and is_left_over(pet, visit.t1w)]
         notes += [
             f"{name}: {pet.name} is not used, because it was not made with its T1w, but by an "
             "earlier run, from other images or settings; delete it, or run the participant level "
@@ -300,12 +300,6 @@ def _leave_out_failed(visits: Sequence[Preprocessed]) -> tuple[list[Preprocessed
         kept = tuple(pet for pet in pets if pet not in (*lost, *left_over))
         usable.append(replace(visit, pets=kept))
     return usable, notes
-
-
-def _is_left_over(pet: Path, t1w: Path) -> bool:
-    """Return whether the sidecars of a PET and its T1w have fingerprints of different runs."""
-    marks = {stored_fingerprint(image) for image in (pet, t1w)} - {""}
-    return len(marks) > 1
 
 
 def _leave_out_rated(
