@@ -144,6 +144,8 @@ def add_option(
 ) -> None:
     """Add an option to a parser or argument group, spelled with ``-`` and with ``_``.
 
+    If an option that takes several values is given again, its values are added to the first ones.
+
     Parameters
     ----------
     to : ArgumentParser or group
@@ -160,6 +162,8 @@ def add_option(
         options["metavar"] = values if len(values) > 1 else values[0]
     if read is not None:
         options["type"] = read
+    if options.get("nargs") == "+":
+        options["action"] = "extend"
     spellings = [{flag: 0, flag[:2] + flag[2:].replace("-", "_"): 0} for flag in flags]
     to.add_argument(*(name for pair in spellings for name in pair), help=text, **options)
 

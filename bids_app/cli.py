@@ -56,6 +56,7 @@ UNKNOWN_LEVEL = 17  # BEP027
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 BOX_SIDES = 6
 MOST_VERBOSE = 2
+LARGEST_SEED = 4294967294  # ITK counts seeds from 1, in 32 bits
 LAST_FRAME = 32766  # NIfTI-1 allows at most 32767 frames
 MOST_USUAL = "LAS"  # orientation that nibabel, SPM and FSL assume if an image has none
 NAMES = {"models", "training_set", "detectors", "covariates"}  # duplicates are dropped
@@ -73,7 +74,9 @@ LABELS = {
 
 _share = number_reader(float, lambda value: 0 < value < 1, "is not between 0 and 1")
 _count = number_reader(int, lambda value: value >= 1, "is not a whole number above 0")
-_seed = number_reader(int, lambda value: value >= 0, "is below 0")
+_seed = number_reader(
+    int, lambda value: 0 <= value <= LARGEST_SEED, f"is not between 0 and {LARGEST_SEED}"
+)
 
 
 def _memory(text: str) -> float:

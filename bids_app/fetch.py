@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
 from urllib.error import URLError
@@ -52,7 +53,7 @@ def download(url: str, sha256: str, target: Path) -> None:
                 while block := answer.read(1 << 20):
                     file.write(block)
             break
-        except (URLError, TimeoutError, ConnectionError) as error:
+        except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
             if not tries_left:
                 raise MissingInputError(
                     f"{url}: cannot be downloaded ({error}); run this on a machine with a network "
@@ -125,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--template",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME",
         help="templates of TemplateFlow, into $TEMPLATEFLOW_HOME",
@@ -132,6 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--atlas",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME",
         help="atlases of TemplateFlow for mri2pet group --atlas NAME, such as "

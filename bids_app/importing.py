@@ -349,7 +349,7 @@ def build_parser() -> Parser:
         "participants of --dataset that it was trained on, so that they are recognized as training "
         "data; or a text file with one label per line",
         nargs="+",
-        default=(),
+        default=[],
     )
     add(
         "--template NAME",

@@ -149,31 +149,38 @@ def predict_pet(
     ------
     Mri2petError
         If the T1w is not in MNI space, not within [0, 1], or on a grid that the generator does not
-        support.
+        support, or if the generator predicts no PET.
 
     Examples
     --------
     >>> pet = predict_pet(found.t1w)  # doctest: +SKIP
     >>> pet.to_filename("synthetic.nii.gz")  # doctest: +SKIP
     """
-    from bids_app.synthesis.inference import choose_dtype, load_weights, synthesize  # torch
+    from bids_app.synthesis.inference import (  # torch
+        choose_dtype,
+        load_weights,
+        naming_files,
+        synthesize,
+    )
     from bids_app.synthesis.tiling import SliceTriplets, overlap
     from bids_app.synthesis.tissue import TissueModel, resample_tissue_model
 
-    named = isinstance(t1w, Path | str)
-    image = nifti.load(Path(t1w)) if named else nifti.from_nibabel(t1w)
+    is_path = isinstance(t1w, Path | str)
+    image = nifti.load(Path(t1w)) if is_path else nifti.from_nibabel(t1w)
+    name = str(t1w) if is_path else "the T1w"
     grid = Grid(image.data.shape[:3], image.affine)
     folder = find_generator(str(generator), Path(), sloppy=False)
     card = read_card(folder)
     weights = check_weights(folder, card)
-    _refuse(image, grid, card, str(t1w) if named else "the T1w")
+    _refuse(image, grid, card, name)
     network = load_weights(weights, card.spec, device)
     if isinstance(network, TissueModel) and not is_own_grid(card, grid):
         network = resample_tissue_model(network, np.array(card.affine), grid)
     tiling = card.spec.tiling
     tiling = overlap(tiling) if isinstance(tiling, SliceTriplets) else tiling
     dtype = choose_dtype(network, device)
-    pet = synthesize(image.data, network, tiling, fwhm=fwhm, zooms=image.zooms, dtype=dtype)
+    with naming_files(folder, card, name):
+        pet = synthesize(image.data, network, tiling, fwhm=fwhm, zooms=image.zooms, dtype=dtype)
     pet[image.data <= 0] = 0
     result = nifti.to_nibabel(nifti.Image(pet, image.affine))
     result.header["descrip"] = nifti.SYNTHETIC_PET

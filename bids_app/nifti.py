@@ -357,8 +357,8 @@ def load_scan(path: Path | str, *, orientation: str = "", gaps: bool = False) ->
     if odd and (not gaps or odd == finite.size):
         advice = "replace them (by 0 outside the head)" if odd < finite.size else "export it again"
         raise UnusableDataError(f"{path}: {odd} voxels are NaN or infinite; {advice}")
-    known = image.data[finite] if odd else image.data
-    if known.min() == known.max():
+    low = image.data.min(where=finite, initial=np.inf)  # a copy of the finite voxels takes memory
+    if low == image.data.max(where=finite, initial=-np.inf):
         raise UnusableDataError(f"{path}: all voxels are equal; export the image again")
     return image
 

@@ -36,6 +36,7 @@ from bids_app.files import (
 
 RAW = "sourcedata"  # folder of OUT
 ENDINGS = (".nii.gz", ".nii")
+GZIP, NIFTI = b"\x1f\x8b", (348, 540)  # first bytes of gzip files; of NIfTI files, as a number
 PIECE = 1 << 20  # bytes compared at once
 FEWEST_PATHS, MOST_PATHS = 2, 3  # paths: T1W OUT, or T1W PET OUT
 DESCRIPTION = {"Name": "Images given to mri2pet quick", "BIDSVersion": "1.10.0"}
@@ -128,9 +129,20 @@ def _refuse_place(out: Path, images: Sequence[Path]) -> None:
             )
 
 
+def _is_zipped(path: Path) -> bool:
+    """Check whether an image is compressed, whatever its name; a damaged one by its name."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
+    is_plain = any(int.from_bytes(start, order) in NIFTI for order in ("little", "big"))
+    return start.startswith(GZIP) or (path.name.lower().endswith(".gz") and not is_plain)
+
+
 def _pieces(path: Path, *, unpacked: bool) -> Iterator[bytes]:
     """Read an image piece by piece; errors name this file."""
-    zipped = unpacked and path.name.lower().endswith(".gz")
+    zipped = unpacked and _is_zipped(path)
     try:
         with gzip.open(path) if zipped else path.open("rb") as file:
             while piece := file.read(PIECE):
@@ -157,12 +169,11 @@ def _is_whole(path: Path) -> bool:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy an image atomically, and compress it if it is not."""
-    zipped = source.name.lower().endswith(".gz")
     with (
         replacing(target) as partial,
         partial.open("wb") as file,
         # without name and time, so that equal images have equal bytes
-        nullcontext(file) if zipped else gzip.GzipFile("", "wb", 1, file, 0) as packed,
+        nullcontext(file) if _is_zipped(source) else gzip.GzipFile("", "wb", 1, file, 0) as packed,
     ):
         packed.writelines(_pieces(source, unpacked=False))
 

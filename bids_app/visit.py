@@ -110,8 +110,8 @@ class Visit:
     t1w : Scan
         The T1w.
     pets : tuple of Scan
-        PET images, at most one per session, including those of sessions without a T1w for which
-        this T1w is the nearest.
+        PET images, at most one per session: that of the T1w's own session, if there is one, and
+        those of sessions without a T1w for which this T1w is the nearest.
     notes : tuple of str
         Notes for readers of the report on how these images were matched.
     """

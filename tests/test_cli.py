@@ -124,6 +124,21 @@ def test_a_flag_becomes_a_setting(typed, name, value):
     assert getattr(parse(*typed), name) == value
 
 
+@pytest.mark.parametrize(
+    ("flag", "values", "name"),
+    [
+        ("--exclude-participant-label", ["01", "02"], "exclude_participant_label"),
+        ("-d", ["fmriprep=/a", "petprep=/b"], "derivatives"),
+        ("--pet-frames", ["3", "5-6"], "pet_frames"),
+        ("--covariates", ["age", "sex"], "covariates"),
+    ],
+)
+def test_an_option_that_is_given_again_adds_to_its_values(flag, values, name):
+    """argparse would drop the first ones: a participant to be left out would be used."""
+    first, second = values
+    assert getattr(parse(flag, first, flag, second), name) == getattr(parse(flag, *values), name)
+
+
 def test_a_label_list_may_be_a_text_file(tmp_path):
     (tmp_path / "list.txt").write_text("# those with PET\nsub-03\n\n01 # again\n")
     settings = parse("--participant-label", str(tmp_path / "list.txt"), "sub-02", "01")
@@ -222,6 +237,7 @@ def test_an_unknown_level_is_17(capsys):
         [*WHERE, "--colour"],
         [*WHERE, "--sloppier"],
         [*WHERE, "--slop"],
+        [*WHERE, "--random-seed", "4294967295"],  # ITK could not use it
     ],
     ids=" ".join,
 )

@@ -312,6 +312,37 @@ def test_the_nearest_sidecar_wins(raw):
     assert dict(later.metadata)["FrameTimesStart"] == (7,)
 
 
+@pytest.mark.parametrize("name", ["._{}", "old_{}", ".pet", "{}_old_pet", "old_pet"])
+def test_a_file_that_is_only_named_like_a_sidecar_is_not_read(raw, name):
+    stem = f"sub-01_{FDG}"
+    root = raw(
+        {"01": ["T1w", FDG]},
+        {
+            f"sub-01/pet/{stem}.json": {"Units": "Bq/mL"},
+            f"sub-01/pet/{name.format(stem)}.json": {"Units": "other"},
+        },
+    )
+    (pet,) = select(root).visits[0].pets
+    assert dict(pet.metadata) == {"Units": "Bq/mL"}
+
+
+def test_nan_in_a_sidecar_is_no_value(raw):
+    """JSON has no NaN, so that it could not be written to the sidecars of results."""
+    root = raw({"01": ["T1w", FDG]})
+    sidecar = root / f"sub-01/pet/sub-01_{FDG}.json"
+    sidecar.write_text('{"Units": NaN, "TracerName": NaN, "FrameDuration": [NaN, 5]}')
+    (pet,) = select(root).visits[0].pets
+    assert [key for key, _ in pet.metadata] == ["FrameDuration"]
+    assert frame_durations(pet) == ()
+
+
+def test_a_sidecar_belongs_to_an_image_of_the_same_name_even_if_that_is_odd(raw):
+    odd = "trc-18F_FDG_pet"
+    root = raw({"01": ["T1w", odd]}, {f"sub-01/pet/sub-01_{odd}.json": {"TracerName": "FDG"}})
+    (pet,) = select(root).visits[0].pets
+    assert dict(pet.metadata) == {"TracerName": "FDG"}
+
+
 @pytest.mark.parametrize("content", ["{broken", "[1]", "\xff"])
 def test_a_broken_sidecar_is_a_problem_of_one_pet(raw, content):
     root = raw({"01": ["T1w", FDG], "02": ["T1w", FDG]})
@@ -356,6 +387,11 @@ def test_pet_without_t1w_goes_to_the_nearest_session(raw):
         "PET of ses-2 has no T1w of its own session; T1w of ses-1 is used, 1 apart by the numbers "
         "in their labels",
     )
+
+
+def test_the_pet_of_the_session_of_the_t1w_is_the_first(raw):
+    (visit,) = select(raw({"01/1": [FDG], "01/2": ["T1w", FDG], "01/3": [FDG]})).visits
+    assert [pet.session for pet in visit.pets] == ["2", "1", "3"]
 
 
 def test_dates_decide_if_all_are_known(raw):

@@ -191,6 +191,32 @@ def test_a_pet_of_a_session_without_t1w_is_with_the_t1w_it_lies_on(out):
     assert [pet.parent.parent.name for pet in second.pets] == ["ses-b", "ses-c"]
 
 
+def test_the_pet_of_the_session_of_the_t1w_is_the_first(out):
+    write_visit(out, "01", "b", pets=[{"ses": "a"}, {}, {"ses": "c"}])
+    (visit,) = find_preprocessed(out, TEMPLATE, 1.0)
+    assert [pet.parent.parent.name for pet in visit.pets] == ["ses-b", "ses-a", "ses-c"]
+
+
+def test_a_pet_of_an_earlier_run_is_told_of_but_not_shown(out):
+    paths = write_visit(out, "01", pets=[{"run": "1"}, {"run": "2"}])
+    first, second = (sidecar_path(pet.in_t1w) for pet in paths.pets)
+    write_json(first, {**read_json(first), "Fingerprint": "earlier"})
+    (visit,) = find_results(out, "01", (2, 2, 2))
+    assert [sidecar_path(pet.in_t1w.path) for pet in visit.pets] == [second]
+    assert "sub-01_trc-18FFDG_run-1: this PET is left over from an earlier run" in visit.t1w.fault
+    write_json(first, {**read_json(first), "Fingerprint": "f"})
+    assert len(find_results(out, "01", (2, 2, 2))[0].pets) == 2
+
+
+def test_what_macos_writes_beside_files_is_no_result(out):
+    paths = write_visit(out, "01")
+    found = find_results(out, "01", (2, 2, 2))
+    for path in (paths.t1w, paths.pets[0].in_t1w):
+        path.with_name(f"._{path.name}").write_bytes(b"x")
+        sidecar_path(path).with_name(f"._{sidecar_path(path).name}").write_bytes(b"x")
+    assert find_results(out, "01", (2, 2, 2)) == found
+
+
 def test_a_pet_is_where_its_sidecar_says_even_if_its_session_has_a_t1w(out):
     write_visit(out, "01", "a", pets=[])
     write_visit(out, "01", "b", pets=[{"ses": "a"}])

@@ -573,11 +573,17 @@ def test_a_frame_of_nothing_is_named(tmp_path, head):
         node(ReadPET, tmp_path, pet=path, durations=[60.0, 60.0], frames=[])
 
 
-def test_a_broken_voxel_is_cut_off_and_told(tmp_path, head):
+@pytest.mark.parametrize(
+    ("interface", "name", "more"),
+    [(ReadT1w, "t1w", {}), (ReadPET, "pet", {"durations": [], "frames": []})],
+)
+def test_a_broken_voxel_is_cut_off_and_told(tmp_path, head, interface, name, more):
+    """It would darken all others: in the histogram of a T1w, and by the mean of a PET."""
     data = head[0].astype(np.float32)
     data[3, 4, 5] = 4e9
-    out = node(ReadT1w, tmp_path, t1w=save_scan(tmp_path / "a.nii.gz", data, head[1]))
-    read = nifti.load(out.t1w).data
+    path = save_scan(tmp_path / "a.nii.gz", data, head[1])
+    out = node(interface, tmp_path, **{name: path}, **more)
+    read = nifti.load(getattr(out, name)).data
     others = np.arange(data.size).reshape(SHAPE) != np.ravel_multi_index((3, 4, 5), SHAPE)
     assert np.array_equal(read[others], data[others])
     assert 119 < read[3, 4, 5] < 4e9

@@ -152,6 +152,14 @@ def test_frames_are_weighted_by_how_long_they_lasted():
     assert average == pytest.approx(np.full((2, 3, 4), 2.5))  # (60 + 240 + 200) / 200
 
 
+def test_frames_that_are_not_chosen_do_not_count(rng):
+    frames, durations = draw(rng, (2, 3, 2, 4)), np.array([5.0, 0.0, 2.0, 8.0])
+    expected = average_frames(frames[..., [3, 0]], durations[[3, 0]])
+    assert np.array_equal(average_frames(frames, durations, [3, 0]), expected)
+    with pytest.raises(ValueError, match="a frame has a duration that is not above 0"):
+        average_frames(frames, durations, [0, 1])
+
+
 @given(factor=st.floats(0.1, 100))
 def test_only_the_ratio_of_durations_counts(factor):
     frames, durations = draw(np.random.default_rng(1), (2, 3, 2, 4)), np.array([5.0, 1, 2, 8])

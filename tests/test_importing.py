@@ -296,7 +296,14 @@ def test_files_and_folders_that_are_not_as_they_should_be(tmp_path, capsys):
 
 def test_the_card_tells_where_the_generator_is_from(tmp_path, capsys):
     path, folder = save(tmp_path, drawn(blocks=6), "latest_net_G_B.pth"), tmp_path / "lyon"
-    people = ("--dataset", "Our study", "--participant-label", "sub-01", "02")
+    people = (
+        "--dataset",
+        "Our study",
+        "--participant-label",
+        "sub-01",
+        "--participant-label",
+        "02",
+    )
     more = ("--licence", "CC0", "--pet-times-mean", "2.5", "--slice-axes", "pr")
     assert main([str(path), str(folder), *TOLD, *AT_4_MM, *people, *more]) == 0
     assert capsys.readouterr().out == (

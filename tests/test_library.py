@@ -16,6 +16,7 @@ from bids_app import nifti
 from bids_app.detection.oneclass import VoxelwiseOneClassSVM
 from bids_app.errors import Mri2petError, UnusableDataError
 from bids_app.files import write_json
+from bids_app.generators import SHIPPED
 from bids_app.imaging.volume import Grid, grid_of_box
 from bids_app.library import Registered
 from bids_app.synthesis import card
@@ -97,6 +98,17 @@ def shifted(image):
 def test_what_is_no_t1w_in_mni_space_is_refused(change, told):
     with pytest.raises(UnusableDataError, match=told):
         mri2pet.predict_pet(change(template_t1w()))
+
+
+def test_a_generator_that_predicts_no_pet_is_named(tmp_path):
+    from bids_app.synthesis.inference import load_generator, save_generator
+
+    network, about = load_generator(SHIPPED / "default", "cpu")
+    for values in network.state_dict().values():
+        values.zero_()
+    save_generator(network, about, tmp_path / "g")
+    with pytest.raises(Mri2petError, match=rf"{tmp_path}/g: for the T1w, the generator predicts 0"):
+        mri2pet.predict_pet(template_t1w(), tmp_path / "g")
 
 
 def test_a_simulated_cohort_is_written(tmp_path):

@@ -737,6 +737,20 @@ def test_of_two_pets_of_a_patient_the_failed_one_is_left_out(out):
     )
 
 
+@pytest.mark.parametrize(("made_by", "used"), [("earlier", 1), ("f", 2), ("", 2)])
+def test_a_pet_that_the_last_run_did_not_make_is_left_out(out, made_by, used):
+    """Sidecars of one run have the same fingerprint, unless they have none."""
+    first, second = pet_of(out, "01"), second_pet(out, "p1", "run-2")
+    for pet in (first, second):
+        edit(sidecar_path(pet), Fingerprint=made_by)
+    people = choose(out)
+    assert len([patient for patient in people.patients if patient.label == "p1"]) == used
+    assert ("01" in labels(people.controls)) is (used == 2)
+    told = [note for note in people.notes if "was not made with its T1w" in note]
+    assert len(told) == (2 if used == 1 else 0)
+    assert all(pet.name in " ".join(told) for pet in (first, second)) or not told
+
+
 # Other versions
 
 

@@ -326,6 +326,25 @@ def test_a_scaled_synthetic_pet_has_the_unit_of_the_real_one_that_it_is_scaled_t
     assert sidecar.get("Units") == unit
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_later_stage_compares_with_the_first_pet_or_with_none(visit, run, monkeypatch, lost):
+    """As the run of both stages does; another PET would be taken for the first in reports."""
+    monkeypatch.setattr(participant, "check_space", lambda *_: None)
+    monkeypatch.setattr(participant.nifti, "read_grid", lambda _: GRID)
+    monkeypatch.setattr(participant, "init_synthesis_from_disk_wf", dict)
+    first = with_pet(visit).pets[0]
+    second = replace(first, entities=(*first.entities, ("run", "2")))
+    plan = plan_visit(replace(visit, pets=(first, second)), run)
+    for path in plan.paths.preprocessed:
+        write(path, plan.preprocessed)
+    failed = {"Registration": {"Verdict": "fail"}}
+    write_json(sidecar_path(plan.paths.pets[lost].in_template), failed)
+    given = init_visit_wf(plan, replace(run, stage="synthesize"))
+    pet = plan.paths.pets[0]
+    expected = (pet.in_template, pet.coverage_in_template, pet.in_t1w) if lost else (None,) * 3
+    assert (given["real"], given["coverage"], given["in_t1w"].get("real")) == expected
+
+
 @pytest.mark.parametrize("stage", ["all", "preprocess"])
 @pytest.mark.parametrize("unit", ["Bq/mL", None, ("Bq", "mL")])
 def test_a_unit_that_was_corrected_in_a_raw_sidecar_reaches_the_results(visit, run, stage, unit):

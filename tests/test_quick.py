@@ -122,6 +122,21 @@ def test_another_image_of_the_same_label_replaces_nothing(files, tmp_path):
     assert quick.make_dataset(other / "AnnB.nii", None, root) == "AnnB"  # the same, uncompressed
 
 
+@pytest.mark.parametrize("name", ["Ann.nii", "Ann.nii.gz"])
+def test_images_are_read_by_content_if_their_names_are_wrong_about_compression(files, name):
+    packed, root = (files / "Ann B.nii.gz").read_bytes(), files / "raw2"
+    given = files / name
+    given.write_bytes(packed if name.endswith("nii") else gzip.decompress(packed))
+    assert quick.make_dataset(given, None, root) == "Ann"
+    copy = root / "sub-Ann/anat/sub-Ann_T1w.nii.gz"
+    assert gzip.decompress(copy.read_bytes()) == gzip.decompress(packed)
+    quick.make_dataset(given, None, root)
+    other = (files / "pet.nii").read_bytes()
+    given.write_bytes(gzip.compress(other) if name.endswith("nii") else other)
+    with pytest.raises(UsageError, match="its name gives a label that another image"):
+        quick.make_dataset(given, None, root)
+
+
 @pytest.mark.parametrize("told", [None, {"Units": "Bq/mL"}], ids=["without", "with"])
 @pytest.mark.parametrize("step", range(6))
 def test_the_same_command_goes_on_wherever_it_was_stopped(files, monkeypatch, step, told):

@@ -453,9 +453,11 @@ def _common_grid(image: sitk.Image, zoom: float) -> sitk.Image:
 
 
 def _likeness(
-    fixed: sitk.Image, moving: sitk.Image, mask: Mask, transform: sitk.Transform
+    fixed: sitk.Image, moving: sitk.Image, field: sitk.Image, mask: Mask, transform: sitk.Transform
 ) -> tuple[float, np.ndarray, Mask]:
     """Compute the similarity of two images, reduced if the moving one covers less of the mask.
+
+    ``field`` is the field of view of the moving image, 1 where it holds data.
 
     Returns
     -------
@@ -466,7 +468,6 @@ def _likeness(
         Moved image, and mask of the voxels that it covers.
     """
     moved = _voxels(sitk.Resample(moving, fixed, transform))
-    field = _like(moving, field_of_view(_voxels(moving)).astype(np.float32))
     covered = _voxels(sitk.Resample(field, fixed, transform, sitk.sitkNearestNeighbor)) > 0
     compared = mask & covered
     share = float(compared.sum() / max(mask.sum(), 1))
@@ -531,19 +532,20 @@ def register_pet(
         If tissues cannot be distinguished in the brain of the T1w.
     """
     coarse = QUICK_RIGID_COARSE if quick else RIGID_COARSE
-    fixed, region, moving = _read_pair(pet, t1w, mask, quick=quick)
+    fixed, region, moving, field = _read_pair(pet, t1w, mask, quick=quick)
     region_image = _like(fixed, region.astype(np.uint8))
     uptake = _uptake(t1w, mask)
     search = _search_in_t1w(moving, uptake, prefix)
     pose = search.find()
     starts = _starts(fixed, moving, pose)
-    before = _likeness(fixed, moving, region, starts[HEADER])[0]
+    before = _likeness(fixed, moving, field, region, starts[HEADER])[0]
 
     def improve(transform: sitk.Euler3DTransform, levels: Levels) -> float:
         """Optimize a transform in place, unless that decreases similarity; return similarity."""
-        start, initial = transform.GetParameters(), _likeness(fixed, moving, region, transform)[0]
+        start = transform.GetParameters()
+        initial = _likeness(fixed, moving, field, region, transform)[0]
         _align(fixed, moving, transform, **levels, samples=None, seed=0, mask=region_image)
-        reached = _likeness(fixed, moving, region, transform)[0]
+        reached = _likeness(fixed, moving, field, region, transform)[0]
         if reached < initial:
             transform.SetParameters(start)
         return max(reached, initial)
@@ -560,19 +562,20 @@ def register_pet(
     best = starts[name]
     sitk.WriteTransform(_to_affine(best), str(out))
     behind = search.score(_matrix_of(best)) - pose.score
-    return name, before, after, _judge(moving, uptake, best, prefix, behind)
+    return name, before, after, _judge(moving, field, uptake, best, prefix, behind=behind)
 
 
 def _read_pair(
     pet: Path, t1w: Path, mask: Path, *, quick: bool
-) -> tuple[sitk.Image, Mask, sitk.Image]:
-    """Read the brain of a T1w on the common grid, the mask for comparison, and a PET."""
+) -> tuple[sitk.Image, Mask, sitk.Image, sitk.Image]:
+    """Read the brain of a T1w on the common grid, the mask for comparison, a PET, and its field."""
     brain = _read(mask)
     fixed = _common_grid(_read(t1w) * brain, QUICK_PET_GRID if quick else PET_GRID)
     inside = _voxels(sitk.Resample(brain, fixed, sitk.Transform(), sitk.sitkNearestNeighbor)) > 0
     whole = _read(pet)
     moving = _like(whole, winsorize(_voxels(whole)))
-    return fixed, _around(inside, _zooms(fixed), BRAIN_MARGIN), moving
+    field = _like(moving, field_of_view(_voxels(moving)).astype(np.float32))
+    return fixed, _around(inside, _zooms(fixed), BRAIN_MARGIN), moving, field
 
 
 def judge_given_pet(
@@ -608,16 +611,16 @@ def judge_given_pet(
         affine.SetMatrix(matrix[:3, :3].ravel().tolist())
         affine.SetTranslation(matrix[:3, 3].tolist())
     sitk.WriteTransform(affine, str(out))
-    fixed, region, moving = _read_pair(pet, t1w, mask, quick=quick)
+    fixed, region, moving, field = _read_pair(pet, t1w, mask, quick=quick)
     try:
         uptake = _uptake(t1w, mask)
     except ValueError as error:
         raise ValueError(f"{t1w}: {error}") from error
     search = _search_in_t1w(moving, uptake, prefix)
     behind = search.score(_matrix_of(affine)) - search.find().score
-    before = _likeness(fixed, moving, region, sitk.Transform())[0]
-    after = _likeness(fixed, moving, region, affine)[0]
-    return before, after, _judge(moving, uptake, affine, prefix, behind)
+    before = _likeness(fixed, moving, field, region, sitk.Transform())[0]
+    after = _likeness(fixed, moving, field, region, affine)[0]
+    return before, after, _judge(moving, field, uptake, affine, prefix, behind=behind)
 
 
 def _read_transform(path: Path, *, linear: bool = False) -> sitk.Transform:
@@ -676,13 +679,19 @@ def _uptake(t1w: Path, mask: Path) -> nifti.Image:
 
 
 def _judge(
-    moving: sitk.Image, uptake: nifti.Image, transform: sitk.Transform, prefix: Path, behind: float
+    moving: sitk.Image,
+    field: sitk.Image,
+    uptake: nifti.Image,
+    transform: sitk.Transform,
+    prefix: Path,
+    *,
+    behind: float,
 ) -> Judgement:
     """Judge the alignment of a PET with the tissues of its T1w, on a coarse grid."""
     name = f"{prefix}uptake.nii"
     nifti.save(uptake, Path(name))
     brain = ndimage.binary_fill_holes(uptake.data > 0)
-    _, moved, covered = _likeness(_read(name), moving, brain, transform)
+    _, moved, covered = _likeness(_read(name), moving, field, brain, transform)
     return judge_pet(moved, uptake.data, brain, covered, uptake.zooms, behind=behind)
 
 

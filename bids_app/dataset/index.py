@@ -5,7 +5,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Protocol
 
@@ -387,27 +387,35 @@ def read_metadata(scan: Scan, sidecars: Mapping[Path, tuple[Path, ...]]) -> Scan
     ReadWriteError
         If it cannot be read.
     """
-    sidecar = scan.path.with_name(scan.path.name.partition(".")[0] + ".json")
+    stem = scan.path.name.partition(".")[0]
+    sidecar = scan.path.with_name(f"{stem}.json")
     if sidecar.is_dir():  # folders are not among the sidecars
         raise UnusableDataError(f"{sidecar}: is a folder, not a file; remove it")
-    entities = frozenset(scan.entities)
+    parts = frozenset(stem.split("_"))  # copies (old_…) and macOS's "._…" have others
     metadata: dict[str, object] = {}
     for folder in reversed(scan.path.parents):  # from the root down to the image
         applying = (
-            path for path in sidecars.get(folder, ()) if entities.issuperset(parse_name(path.name))
+            path
+            for path in sidecars.get(folder, ())
+            if parts.issuperset(path.name.partition(".")[0].split("_"))
         )
         for path in sorted(applying, key=lambda path: len(path.name)):
             fault = why_no_file(path)
             if fault is not None:
                 raise UnusableDataError(f"{path}: is {fault}")
             metadata.update(read_json(path))
-    kept = {key: metadata[key] for key in METADATA if metadata.get(key) is not None}
+    kept = {key: metadata[key] for key in METADATA if _is_given(metadata.get(key))}
     return replace(
         scan,
         metadata=tuple(
             (key, tuple(value) if isinstance(value, list) else value) for key, value in kept.items()
         ),
     )
+
+
+def _is_given(value: object) -> bool:
+    """Check whether a field has a value; Python writes NaN for a missing one."""
+    return value is not None and not (isinstance(value, float) and isnan(value))
 
 
 def _numbers(value: object) -> tuple[float, ...] | None:

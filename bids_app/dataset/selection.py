@@ -260,12 +260,12 @@ def _visits(
     remarks: Mapping[str, Mapping[Session, Sequence[str]]],
     bids_dir: Path,
 ) -> list[Visit]:
-    """Match each PET image to the T1w of its own or the nearest session."""
+    """Match each PET image to the T1w of its own or the nearest session; its own comes first."""
     partners: defaultdict[Session, list[Scan]] = defaultdict(list)
     notes: defaultdict[Session, list[str]] = defaultdict(list)
     for session, sentences in remarks["t1w"].items():
         notes[session] += sentences
-    for session in sorted(pets, key=natural_key):
+    for session in sorted(pets, key=lambda session: (session not in t1ws, natural_key(session))):
         pet, nearest = pets[session], session
         if session not in t1ws:
             times = read_session_times(bids_dir, pet.subject, {session, *t1ws})

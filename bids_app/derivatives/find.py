@@ -40,7 +40,7 @@ class Preprocessed:
     t1w, brain_mask : Path
         T1w in 0..1, and brain mask.
     pets : tuple of Path
-        Real PET images in 0..1 that are aligned to this T1w; they may be from other sessions.
+        Real PET images in 0..1 that are aligned to this T1w; those of its own session come first.
     synthetic : Path or None
         Synthetic PET, predicted from the T1w.
     """
@@ -98,10 +98,15 @@ def find_preprocessed(
         ]
         homes = {pet: _home(output_dir, pet, visits) for pet in pets}
         found += [
-            replace(visit, pets=tuple(pet for pet in pets if homes[pet] == visit))
+            replace(visit, pets=tuple(_own_first(visit, (p for p in pets if homes[p] == visit))))
             for visit in visits
         ]
     return found
+
+
+def _own_first(visit: Preprocessed, pets: Iterable[Path]) -> list[Path]:
+    """Sort the PETs of a visit: those of its own session come first."""
+    return sorted(pets, key=lambda pet: entities_of(pet).get("ses") != visit.session)
 
 
 def describe_coverage(pet: Path) -> str:
@@ -488,6 +493,14 @@ def stored_fingerprint(path: Path) -> str:
         return ""
 
 
+def is_left_over(pet: Path, t1w: Path) -> bool:
+    """Return whether a PET was not made together with its T1w, but by an earlier run.
+
+    Sidecars of one run have the same fingerprint; without one, nothing is known.
+    """
+    return len({stored_fingerprint(image) for image in (pet, t1w)} - {""}) > 1
+
+
 def is_complete(files: Iterable[Path], fingerprint: str) -> bool:
     """Return whether all files exist, are not empty, and have the fingerprint in their sidecars.
 
@@ -584,19 +597,23 @@ def find_results(output_dir: Path, subject: str, shape: tuple[int, ...]) -> tupl
     Returns
     -------
     tuple of Results
-        Results by session. A PET belongs to the T1w to which it was aligned.
+        Results by session. A PET belongs to the T1w to which it was aligned, if the same run made
+        both.
     """
     folder = output_dir / f"sub-{subject}"
     stems = sorted({_stem(path) for path in _images(folder, "anat")})
     visits = {stem: _results(folder, stem, shape) for stem in stems}
     pets: dict[str, list[RealPet]] = {stem: [] for stem in stems}
-    for stem in sorted({_stem(path) for path in _images(folder, "pet", "*desc-preproc_pet")}):
+    for stem in sorted({_stem(path) for path in _images(folder, "pet", "sub-*desc-preproc_pet")}):
         in_t1w = read_derivative(_place(folder, "pet", f"{stem}_space-T1w_desc-preproc_pet"))
         home = t1w_of_pet(output_dir, stem, visits)
         if home is None:
             first = stems[0] if stems else ""
             lost = f"{stem}: the T1w to which this PET is aligned was not found; it is not shown."
             visits |= {k: _with_fault(v, lost) for k, v in visits.items() if k == first}
+        elif is_left_over(in_t1w.path, visits[home].t1w.path):
+            old = f"{stem}: this PET is left over from an earlier run; it is not shown."
+            visits[home] = _with_fault(visits[home], old)
         else:
             space = visits[home].space
             beside = _in_space(folder, "pet", stem, space, "desc-preproc_pet")
@@ -609,7 +626,7 @@ def _with_fault(visit: Results, fault: str) -> Results:
     return replace(visit, t1w=replace(visit.t1w, fault=faults))
 
 
-def _images(folder: Path, modality: str, pattern: str = "*_desc-*") -> list[Path]:
+def _images(folder: Path, modality: str, pattern: str = "sub-*_desc-*") -> list[Path]:
     return [
         path
         for place in (modality, f"ses-*/{modality}")

@@ -1,6 +1,7 @@
 """Intensities of volumes: smoothing, averaging of frames, and scaling to [0, 1]."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,12 @@ def smooth(volume: Volume, fwhm: float, zooms: tuple[float, float, float]) -> Vo
     return ndimage.gaussian_filter(volume.astype(np.float32), sigmas, mode="nearest")
 
 
-def average_frames(frames: NDArray[np.float32], durations: NDArray[np.float64]) -> Volume:
+def average_frames(
+    frames: NDArray[np.float32], durations: NDArray[np.float64], chosen: Sequence[int] = ()
+) -> Volume:
     """Average PET frames, weighted by their durations.
+
+    Frames are read one by one, because a copy of the chosen ones may take gigabytes.
 
     Parameters
     ----------
@@ -43,6 +48,8 @@ def average_frames(frames: NDArray[np.float32], durations: NDArray[np.float64]) 
         Activity concentration in any unit, which is kept.
     durations : ndarray, (T,)
         Duration of each frame in seconds.
+    chosen : sequence of int
+        Frames to average, counted from 0; all by default.
 
     Returns
     -------
@@ -52,7 +59,7 @@ def average_frames(frames: NDArray[np.float32], durations: NDArray[np.float64]) 
     Raises
     ------
     ValueError
-        If there is not one positive duration per frame.
+        If there is not one duration per frame, or that of a chosen frame is not positive.
 
     Examples
     --------
@@ -61,11 +68,13 @@ def average_frames(frames: NDArray[np.float32], durations: NDArray[np.float64]) 
     """
     if durations.shape != frames.shape[3:]:
         raise ValueError(f"{frames.shape[3]} frames but {durations.size} durations")
-    if not (durations > 0).all():
+    used = list(chosen) if chosen else list(range(durations.size))
+    weights = durations[used]
+    if not (weights > 0).all():
         raise ValueError("a frame has a duration that is not above 0")
     total = np.zeros(frames.shape[:3], np.float64)
-    for number, share in enumerate(durations / durations.sum()):  # one by one saves memory
-        total += share * frames[..., number]
+    for frame, share in zip(used, weights / weights.sum(), strict=True):
+        total += share * frames[..., frame]
     return total.astype(np.float32)
 
 
@@ -139,13 +148,14 @@ def scale_to_unit(
 def clip_spikes(volume: Volume) -> tuple[Volume, int]:
     """Clip broken voxels that are far brighter than any tissue.
 
-    A single one would widen the bins of a histogram so that all tissue falls into the first (N4),
-    and cause ringing over many voxels in spline interpolation.
+    In a T1w, a single one would widen the bins of a histogram so that all tissue falls into the
+    first (N4), and cause ringing over many voxels in spline interpolation. In a PET, it would raise
+    the mean of the brain, by which all others are divided.
 
     Parameters
     ----------
     volume : ndarray, (I, J, K)
-        Finite intensities of a T1w in any unit, 0 in the background.
+        Finite intensities of a T1w or PET in any unit, 0 in the background.
 
     Returns
     -------

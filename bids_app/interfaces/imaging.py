@@ -67,6 +67,18 @@ def _without_gaps(image, name):
     return nifti.Image(data, image.affine, notes), valid
 
 
+def _without_spikes(image, name):
+    """Clip broken voxels; return the image, with a note."""
+    data, spikes = clip_spikes(image.data)
+    notes = image.notes
+    if spikes:
+        notes += (
+            f"{name}: {spikes} of its {data.size} voxels are far brighter than any tissue and "
+            "were clipped.",
+        )
+    return nifti.Image(data, image.affine, notes)
+
+
 class ReadT1w(SimpleInterface):
     """Read and check a T1w, and save it in a form that ITK can read."""
 
@@ -82,17 +94,11 @@ class ReadT1w(SimpleInterface):
             )
         name, cwd = Path(self.inputs.t1w).name, Path(runtime.cwd)
         image, valid = _without_gaps(image, name)
-        data, spikes = clip_spikes(image.data)
-        notes = image.notes
-        if spikes:
-            notes += (
-                f"{name}: {spikes} of its {data.size} voxels are far brighter than any tissue and "
-                "were clipped.",
-            )
-        nifti.save(nifti.Image(data, image.affine), cwd / "t1w.nii")
+        image = _without_spikes(image, name)
+        nifti.save(image, cwd / "t1w.nii")
         nifti.save(nifti.Image(valid, image.affine), cwd / "valid.nii.gz")
         self._results.update(
-            t1w=str(cwd / "t1w.nii"), valid=str(cwd / "valid.nii.gz"), sidecar=_notes(notes)
+            t1w=str(cwd / "t1w.nii"), valid=str(cwd / "valid.nii.gz"), sidecar=_notes(image.notes)
         )
         return runtime
 
@@ -122,8 +128,9 @@ class ReadPET(SimpleInterface):
         image = nifti.load_scan(self.inputs.pet, orientation=self.inputs.orientation, gaps=True)
         data, used, durations = self._one_volume(image.data)
         average = nifti.Image(data, image.affine, image.notes)
-        average, valid = _without_gaps(average, Path(self.inputs.pet).name)
-        cwd = Path(runtime.cwd)
+        name, cwd = Path(self.inputs.pet).name, Path(runtime.cwd)
+        average, valid = _without_gaps(average, name)
+        average = _without_spikes(average, name)
         nifti.save(average, cwd / "pet.nii.gz")
         nifti.save(nifti.Image(valid, image.affine), cwd / "valid.nii.gz")
         frames = {"FramesUsed": used, "FrameDurationsUsed": durations}
@@ -158,7 +165,7 @@ class ReadPET(SimpleInterface):
                 f"{path}: all voxels of frames {empty} are NaN or infinite; leave them out with "
                 "--pet-frames, or export the image again"
             )
-        return average_frames(data[..., used], durations[used]), used, durations[used].tolist()
+        return average_frames(data, durations, used), used, durations[used].tolist()
 
 
 class _ApplyMaskInputSpec(BaseInterfaceInputSpec):
@@ -345,12 +352,9 @@ class JudgeRegistration(SimpleInterface):
         target, mask = nifti.load(self.inputs.fixed), nifti.load(self.inputs.fixed_mask)
         fixed, brain = target.data, mask.data > 0
         t1w = nifti.load(self.inputs.t1w)
-
-        def likeness(path):
-            return normalized_mutual_information(fixed, nifti.load(path).data, brain)
-
+        before, after = (nifti.load(path).data for path in (self.inputs.before, self.inputs.after))
         judgement = judge_t1w(
-            nifti.load(self.inputs.after).data,
+            after,
             fixed,
             nifti.load(self.inputs.mask_after).data > 0,
             brain,
@@ -368,8 +372,8 @@ class JudgeRegistration(SimpleInterface):
             **method,
             **start,
             "SimilarityMetric": "normalized mutual information",
-            "SimilarityBefore": round(likeness(self.inputs.before), 4),
-            "SimilarityAfter": round(likeness(self.inputs.after), 4),
+            "SimilarityBefore": round(normalized_mutual_information(fixed, before, brain), 4),
+            "SimilarityAfter": round(normalized_mutual_information(fixed, after, brain), 4),
             **sidecar_fields(judgement),
         }
         self._results["sidecar"] = {"Registration": quality}

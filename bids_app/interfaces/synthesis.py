@@ -56,24 +56,15 @@ class SynthesizePET(SimpleInterface):
     uses_torch = True
 
     def _run_interface(self, runtime):
+        from bids_app.synthesis.inference import naming_files
         from bids_app.synthesis.reference import read_reference
 
         t1w = nifti.load(self.inputs.t1w)
         brain = nifti.load(self.inputs.mask).data > 0
         folder = Path(self.inputs.generator)
         generator, card = self._load(folder, Grid(t1w.data.shape, t1w.affine))
-        try:
+        with naming_files(folder, card, self.inputs.t1w):
             pet, self._results["sidecar"] = self._synthesize(t1w, generator, card)
-        except FloatingPointError as error:
-            raise UnusableDataError(
-                f"{folder}: for {Path(self.inputs.t1w).name}, {error}; no PET is written; train "
-                "the generator again, or choose another --generator"
-            ) from error
-        except ValueError as error:
-            raise UnusableDataError(
-                f"{self.inputs.t1w}: {error}, so generator {card.name} cannot predict a PET from "
-                "it; look at the T1w and its brain mask"
-            ) from error
         pet[~brain] = 0
         if self.inputs.match_histogram:
             reference = read_reference(check_reference(folder, card))

@@ -12,6 +12,7 @@ from bids_app.derivatives.find import (
     Preprocessed,
     describe_coverage,
     find_preprocessed,
+    is_left_over,
     times_mean_of_image,
     verdict_of_image,
 )
@@ -269,7 +270,11 @@ def _describe_absent(
 
 
 def _leave_out_failed(visits: Sequence[Preprocessed]) -> tuple[list[Preprocessed], list[str]]:
-    """Leave out PETs whose registration has failed, or the whole visit if that of its T1w has."""
+    """Leave out PETs whose registration has failed, or the whole visit if that of its T1w has.
+
+    PETs left over from earlier runs, which the last run of the participant level did not select or
+    could not use, are left out, too.
+    """
     usable, notes = [], []
     for visit in visits:
         name = label_of(visit)
@@ -285,7 +290,15 @@ def _leave_out_failed(visits: Sequence[Preprocessed]) -> tuple[list[Preprocessed
             f"{name}: {pet.name} is not used, {_with_reasons(sentence, pets[pet][1])}"
             for pet in lost
         ]
-        usable.append(replace(visit, pets=tuple(pet for pet in pets if pet not in lost)))
+        left_over = [pet for pet in pets if pet not in lost and is_left_over(pet, visit.t1w)]
+        notes += [
+            f"{name}: {pet.name} is not used, because it was not made with its T1w, but by an "
+            "earlier run, from other images or settings; delete it, or run the participant level "
+            "again"
+            for pet in left_over
+        ]
+        kept = tuple(pet for pet in pets if pet not in (*lost, *left_over))
+        usable.append(replace(visit, pets=kept))
     return usable, notes
 
 

@@ -733,14 +733,14 @@ def _refuse_unfinished(images: Iterable[Path], plan: VisitPlan) -> None:
 
 
 def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: ParticipantPlan) -> Workflow:
-    pets = [pet for pet in plan.paths.pets if _is_trusted(pet.in_template)]
-    masks = [pet.coverage_in_template for pet in pets[:1] if pet.coverage_in_template.exists()]
+    first = [pet for pet in plan.paths.pets[:1] if _is_trusted(pet.in_template)]
+    masks = [pet.coverage_in_template for pet in first if pet.coverage_in_template.exists()]
     return init_synthesis_from_disk_wf(
         t1w=plan.paths.t1w_in_template,
         brain_mask=plan.paths.brain_mask_in_template,
         own_t1w=plan.paths.t1w,
         template_to_t1w=plan.paths.template_to_t1w,
-        pets=[pet.in_template for pet in pets],
+        real=first[0].in_template if first else None,
         coverage=masks[0] if masks else None,
         in_t1w=_of_t1w(plan),
         synthesis=synthesis,

@@ -4,6 +4,7 @@ Weights are stored as safetensors beside their card. Nothing is ever unpickled.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,6 +235,29 @@ def refuse_flat(pet: Volume, t1w: Volume) -> None:
         raise FloatingPointError(
             f"the generator predicts {pet[brain].max():.4g} everywhere in the brain"
         )
+
+
+@contextmanager
+def naming_files(folder: Path, card: Card, t1w: str) -> Iterator[None]:
+    """Name the generator and the T1w if no PET can be predicted in the block.
+
+    Raises
+    ------
+    UnusableDataError
+        If the prediction is not a PET, or is impossible for the T1w.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        raise UnusableDataError(
+            f"{folder}: for {Path(t1w).name}, {error}; no PET is written; train the generator "
+            "again, or choose another --generator"
+        ) from error
+    except ValueError as error:
+        raise UnusableDataError(
+            f"{t1w}: {error}, so generator {card.name} cannot predict a PET from it; look at the "
+            "T1w and its brain mask"
+        ) from error
 
 
 def synthesize(

@@ -259,9 +259,9 @@ def init_synthesis_from_disk_wf(
     brain_mask: Path,
     own_t1w: Path,
     template_to_t1w: Path,
-    pets: Sequence[Path],
     synthesis: SynthesisPlan,
     omp_nthreads: int,
+    real: Path | None = None,
     coverage: Path | None = None,
     in_t1w: Mapping[str, Path] | None = None,
     name: str = "participant_wf",
@@ -274,14 +274,14 @@ def init_synthesis_from_disk_wf(
         T1w in [0, 1] and brain mask, on the generator's grid.
     own_t1w, template_to_t1w : Path
         T1w on its own grid, and the transform to it.
-    pets : sequence of Path
-        Real PET in [0, 1] on the generator's grid; the synthetic one is compared with the first.
     synthesis : SynthesisPlan
         Generator and destinations.
     omp_nthreads : int
         Number of threads that torch may use.
+    real : Path, optional
+        First real PET in [0, 1] on the generator's grid, which the synthetic one is compared with.
     coverage : Path, optional
-        Part of the brain that the first real PET covers; all by default.
+        Part of the brain that it covers; all by default.
     in_t1w : mapping, optional
         Paths of ``real``, ``brain_mask`` and ``coverage`` of that PET, on the grid of the T1w.
     """
@@ -295,14 +295,14 @@ def init_synthesis_from_disk_wf(
     for output, atlas in _regions_of(synthesis):
         measuring = init_regions_wf(output=output, atlas=atlas)
         measuring.inputs.inputnode.brain_mask = str(brain_mask)
-        if pets:
-            measuring.inputs.inputnode.real = str(pets[0])
-        if pets and coverage is not None:
+        if real is not None:
+            measuring.inputs.inputnode.real = str(real)
+        if coverage is not None:
             measuring.inputs.inputnode.coverage = str(coverage)
         link(workflow, synthesizing, measuring, synthetic="pet")
-    for pet in pets[:1]:
+    if real is not None:
         comparing = init_comparison_wf()
-        comparing.inputs.inputnode.real = str(pet)
+        comparing.inputs.inputnode.real = str(real)
         if coverage is not None:
             comparing.inputs.inputnode.coverage = str(coverage)
         comparing.inputs.inputnode.brain_mask = str(brain_mask)
