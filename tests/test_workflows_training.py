@@ -290,11 +290,10 @@ def test_the_published_generator_is_the_one_of_all():
     inputs = nodes["publish"].inputs
     assert origin(graph, nodes["publish"], "weights") == ("train_all", "weights")
     assert inputs.folder == "/out/generators/semi3d-gan-mse"
-    for number, participants in enumerate(inputs.fold_participants, start=1):
-        trained_on = [f"/volumes/{participant}" for participant in participants]
-        assert trained_on == nodes[f"train_{number}"].inputs.training
     for number, left_out in enumerate(inputs.left_out, start=1):
         assert left_out == nodes[f"score_{number}"].inputs.validation
+        trained_on = nodes[f"train_{number}"].inputs.training
+        assert trained_on == [volume for volume in inputs.volumes if volume not in left_out]
     assert nodes["publish"].interface.always_run
 
 

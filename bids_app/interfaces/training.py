@@ -343,21 +343,11 @@ class _PublishGeneratorInputSpec(BaseInterfaceInputSpec):
     fold_weights = traits.List(
         File(exists=True), mandatory=True, desc="weights of the folds, in order"
     )
-    fold_participants = traits.List(
-        traits.List(traits.Str), mandatory=True, desc="participants each fold was trained on"
-    )
     left_out = traits.List(
         traits.List(traits.Str), mandatory=True, nohash=True, desc="volumes each fold left out"
     )
     pets = traits.List(File(exists=True), mandatory=True, desc="synthetic PET of these, in order")
     volumes = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of all volumes")
-    fold_volumes = traits.List(
-        traits.List(traits.Str),
-        mandatory=True,
-        nohash=True,
-        desc="volumes each fold was trained on",
-    )
-    digests = traits.List(traits.Str, mandatory=True, desc="digests of all volumes, in that order")
     histories = traits.List(
         File(exists=True), mandatory=True, desc="histories of the folds, then of training on all"
     )
@@ -379,27 +369,19 @@ class PublishGenerator(SimpleInterface):
     always_run = True  # the files may have been deleted since
 
     def _run_interface(self, runtime):
-        from bids_app.synthesis.publishing import Fitted, publish
+        from bids_app.synthesis.publishing import publish
 
         publish(
             dict(self.inputs.card),
-            Fitted(
-                weights=Path(self.inputs.weights),
-                folds=[Path(path) for path in self.inputs.fold_weights],
-                fold_participants=[
-                    tuple(participant) for participant in self.inputs.fold_participants
-                ],
-                left_out=[[Path(folder) for folder in fold] for fold in self.inputs.left_out],
-                pets=[Path(path) for path in self.inputs.pets],
-                volumes=[Path(folder) for folder in self.inputs.volumes],
-                fold_volumes=[
-                    [Path(folder) for folder in fold] for fold in self.inputs.fold_volumes
-                ],
-                histories=[Path(path) for path in self.inputs.histories],
-                records=[read_json(Path(path)) for path in self.inputs.records],
-                precision=self.inputs.precision,
-            ),
             Path(self.inputs.folder),
+            weights=Path(self.inputs.weights),
+            fold_weights=[Path(path) for path in self.inputs.fold_weights],
+            volumes=[Path(folder) for folder in self.inputs.volumes],
+            left_out=[[Path(folder) for folder in fold] for fold in self.inputs.left_out],
+            pets=[Path(path) for path in self.inputs.pets],
+            histories=[Path(path) for path in self.inputs.histories],
+            records=[read_json(Path(path)) for path in self.inputs.records],
+            precision=self.inputs.precision,
         )
         self._results["folder"] = self.inputs.folder
         return runtime

@@ -301,11 +301,8 @@ def init_model_wf(
     publish = PublishGenerator(
         card=dict(plan.card),
         folder=str(plan.folder),
-        fold_participants=[[image.participant for image in fold.training] for fold in folds],
         left_out=[folders_of(fold.validation) for fold in folds],
         volumes=folders_of(everyone),
-        fold_volumes=[folders_of(fold.training) for fold in folds],
-        digests=digests_of(everyone),
     )
     publishing = Node(publish, name="publish", mem_gb=1)
     lists = {
