@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cohorts import images, store
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from trainings import small
 
 from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
@@ -25,7 +25,7 @@ from bids_app.synthesis.evaluation import BASELINES, basis_from_json, records_fr
 from bids_app.synthesis.inference import load_generator
 from bids_app.synthesis.job import HISTORY, KEPT, Job, choose_precision, launch_job, make_fabric
 from bids_app.synthesis.losses import build_translator
-from bids_app.synthesis.models import spec_to_dict
+from bids_app.synthesis.models import TissueSpec, spec_to_dict
 from bids_app.synthesis.pairs import open_volumes
 from bids_app.synthesis.training import Training
 
@@ -179,6 +179,7 @@ def training(tmp_path, folders, **changed):
         "digests": ["a", "b", "|", "c"],
         "kept_epochs": [],
         "fwhm": 8.0,
+        "times_mean": 0.0,
         "checkpoints": str(tmp_path / "checkpoints"),
         "initial": "",
         **MEANS,
@@ -199,6 +200,15 @@ def test_a_generator_is_trained_and_what_it_was_resumed_from_is_removed(tmp_path
     assert [{**row, "seconds": ""} for row in history] == [{**row, "seconds": ""} for row in other]
     assert [row["epoch"] for row in history if row["kept"] == "1"] == [str(out.kept_epoch)]
     assert out.precision == choose_precision("cpu")
+
+
+def test_a_tissue_model_predicts_on_the_scale_of_the_pet(tmp_path, folders):
+    spec = spec_to_dict(TissueSpec((1, 1, 1), SHAPE))
+    out = run(TrainGenerator, tmp_path / "node", **training(tmp_path, folders, spec=spec))
+    assert float(load_file(out.weights)["brain_mean"]) == 0
+    inputs = training(tmp_path, folders, spec=spec, times_mean=2.0)
+    out = run(TrainGenerator, tmp_path / "other", **inputs)
+    assert float(load_file(out.weights)["brain_mean"]) == 0.5
 
 
 @pytest.mark.parametrize(("kept", "last"), [([1, 2, 3], 2), ([1, 1, 1, 2], 1), ([3, 3], 3)])

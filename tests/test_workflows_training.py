@@ -62,7 +62,7 @@ def plan_of(folds, model="semi3d-gan-mse"):
         bases=[f"basis {fold.number}" for fold in folds],
         records=[Path(f"/out/{fold.number}.json") for fold in folds],
         pets=[[pet(one.participant) for one in fold.validation] for fold in folds],
-        card={"name": model},
+        card={"name": model, "pet_times_mean": 2.5},
         folder=Path("/out/generators") / model,
     )
 
@@ -243,6 +243,7 @@ def test_nobody_is_scored_by_a_network_that_saw_them(count, folds, seed):
         assert set(train.inputs.training).isdisjoint(score.inputs.validation)
         assert set(train.inputs.training) | set(score.inputs.validation) == everyone
         assert train.inputs.validation == score.inputs.validation
+        assert train.inputs.times_mean == 2.5
         assert origin(graph, score, "weights") == (f"train_{number}", "weights")
         scored += score.inputs.validation
     assert sorted(scored) == sorted(everyone)

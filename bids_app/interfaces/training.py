@@ -149,6 +149,7 @@ class _TrainGeneratorInputSpec(_ComputeInputSpec):
     )
     seed = traits.Int(mandatory=True, desc="random seed")
     fwhm = traits.Float(mandatory=True, desc="smoothing before validation, in mm")
+    times_mean = traits.Float(mandatory=True, desc="scale of the PET, see scale_to_unit")
     checkpoints = traits.Str(mandatory=True, nohash=True, desc="folder for checkpoints")
     initial = traits.Str(
         "", usedefault=True, nohash=True, desc="folder of a generator to start from; empty for none"
@@ -201,6 +202,7 @@ class TrainGenerator(SimpleInterface):
                 fwhm=self.inputs.fwhm,
                 out=cwd,
                 initial=initial,
+                times_mean=self.inputs.times_mean,
             )
             precision = "32-true"
         else:
@@ -216,6 +218,7 @@ class TrainGenerator(SimpleInterface):
                 fwhm=self.inputs.fwhm,
                 folder=Path(self.inputs.checkpoints),
                 initial=initial,
+                times_mean=self.inputs.times_mean,
             )
             launch_job(make_fabric(self.inputs.device, precision), job, cwd)
             shutil.rmtree(job.folder, ignore_errors=True)  # nothing is left to resume

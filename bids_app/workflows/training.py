@@ -236,6 +236,7 @@ def _train(
         digests=visits.digests,
         kept_epochs=[],
         fwhm=fwhm,
+        times_mean=plan.card["pet_times_mean"],
         checkpoints=str(plan.checkpoints[place]),
         initial="" if plan.initial is None else str(plan.initial),
         initial_sha256=plan.initial_sha256,
