@@ -96,7 +96,7 @@ def mean_ssim(generator: nn.Module, visits: Sequence[Volumes], spec: Spec, fwhm:
         pet = smooth_in_brain(raw, visit.brain, fwhm=fwhm, zooms=visit.owner.zooms)
         _, windows = similarity.judged(visit.brain, visit.covered)
         values.append(similarity.ssim(pet, visit.pet, windows))
-    return float(np.mean(values))
+    return float(np.nanmean(values))  # nan for a PET that covers too little
 
 
 def rows_of(name: str, fit: Fit) -> list[dict[str, object]]:

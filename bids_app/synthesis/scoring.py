@@ -5,9 +5,7 @@ images, and larger for less similar ones. Zotova et al. (2021), who report it in
 name the network; here it is AlexNet, the default of the authors' code.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
-from math import isnan
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -43,7 +41,6 @@ FETCHED_SHA256 = (
     "972b85a274f7af1bc18638c2257488e4740296ea1ddeefe6c5a48da7ece116e3"  # from mri2pet-fetch
 )
 LARGEST = 1 << 28  # bytes of a weights file, which usually has 10 MB; our choice
-REGIONAL = ("suvr", "asymmetry")  # prefixes of scores that may be nan, like LPIPS
 SMALLEST_SIDE = 31  # pixels: 31 → 7 → 3 → 1 with the strides of Lpips
 WEIGHTS_ADVICE = (
     "--lpips-weights needs the tensors of AlexNet's convolutions and the LPIPS v0.1 heads"
@@ -253,13 +250,6 @@ def volume_lpips(
     return VolumeLpips(float(whole / one.shape[-1]), float(chosen / int(counted.sum())))
 
 
-def _refuse_odd(scores: Mapping[str, float], *, lpips: bool) -> None:
-    """Check that no score is nan, except those that may be; a PSNR may be infinite."""
-    for name, value in scores.items():
-        if isnan(value) and not name.startswith(REGIONAL) and (lpips or "lpips" not in name):
-            raise FloatingPointError(f"its {name} is not a number")
-
-
 class Scorer:
     """Collector of the score records of one fold.
 
@@ -311,7 +301,6 @@ class Scorer:
             distance = volume_lpips(self._lpips, shown, real, brain & visit.covered)
         regions = self._regions(visit)
         scores = score(pet, real, brain, distance, covered=visit.covered, regions=regions)
-        _refuse_odd(asdict(scores), lpips=self._lpips is not None)
         owner = visit.owner
         self.records.append(
             ScoreRecord(model, owner.participant, owner.session, self.fold, scores, by_fwhm)
@@ -326,7 +315,7 @@ class Scorer:
         Raises
         ------
         FloatingPointError
-            If the prediction is not finite, out of range or constant, or a score is nan.
+            If the prediction is not finite, out of range or constant.
         """
         raw = predict(np.asarray(visit.t1w), generator, tiling)
         refuse_flat(raw, np.asarray(visit.t1w))
