@@ -248,7 +248,8 @@ def weights(tmp_path_factory):
     return str(path)
 
 
-def test_a_fold_is_scored_and_its_synthetic_pet_is_written(tmp_path, folders, weights):
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_a_fold_is_scored_and_its_synthetic_pet_is_written(tmp_path, folders, weights, overlapping):
     out = run(
         ScoreGenerator,
         tmp_path / "node",
@@ -258,6 +259,7 @@ def test_a_fold_is_scored_and_its_synthetic_pet_is_written(tmp_path, folders, we
         spec=spec_to_dict(SPEC),
         weights=weights,
         fwhm=1.5,
+        overlap=overlapping,
         validation=folders[1:],
         **MEANS,
         **NO_LPIPS,
@@ -269,7 +271,7 @@ def test_a_fold_is_scored_and_its_synthetic_pet_is_written(tmp_path, folders, we
     lines = ("semi3d-gan-mse", "semi3d-gan-mse-overlap")
     assert told == [(line, who, 2) for who in ("02", "03") for line in lines]
     assert out.sidecar == {"GeneratorSHA256": file_sha256(Path(weights))}
-    for path, folder, record in zip(out.pets, folders[1:], records[::2], strict=True):
+    for path, folder, record in zip(out.pets, folders[1:], records[overlapping::2], strict=True):
         visit, image = open_volumes(Path(folder)), nib.load(path)
         pet = image.get_fdata(dtype=np.float32)
         assert pet.shape == SHAPE
@@ -293,6 +295,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, folders, weights):
             spec=spec_to_dict(replace(SPEC, width=3)),
             weights=weights,
             fwhm=1.5,
+            overlap=False,
             validation=folders[1:],
             **MEANS,
             **NO_LPIPS,
@@ -311,6 +314,7 @@ def test_lpips_weights_that_are_gone_are_told(tmp_path, folders, weights):
             spec=spec_to_dict(SPEC),
             weights=weights,
             fwhm=1.5,
+            overlap=False,
             validation=folders[1:],
             **MEANS,
             **{**NO_LPIPS, **lpips},
@@ -359,6 +363,7 @@ def test_a_generator_is_published_from_what_other_nodes_left(tmp_path, folders):
             spec=spec_to_dict(SPEC),
             weights=trained[k - 1].weights,
             fwhm=1.5,
+            overlap=False,
             validation=folders[k : k + 1],
             **MEANS,
             **NO_LPIPS,

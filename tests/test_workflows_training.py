@@ -249,6 +249,12 @@ def test_nobody_is_scored_by_a_network_that_saw_them(count, folds, seed):
     assert sorted(scored) == sorted(everyone)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_pet_of_those_left_out_is_made_as_the_plan_says(overlap):
+    nodes, _ = build(folds=2, overlap=overlap)
+    assert [nodes[f"score_{number}"].inputs.overlap for number in (1, 2)] == [overlap] * 2
+
+
 def test_the_last_fit_sees_all_and_stops_as_its_folds_did():
     nodes, graph = build(count=5, folds=3)
     train = nodes["train_all"]

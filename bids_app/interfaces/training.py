@@ -263,6 +263,9 @@ class _ScoreGeneratorInputSpec(_ScoreInputSpec):
     spec = traits.Dict(mandatory=True, desc="spec as a dict, see spec_to_dict")
     weights = File(exists=True, mandatory=True, desc="weights of the MRI → PET generator")
     fwhm = traits.Float(mandatory=True, desc="smoothing of the result, in mm")
+    overlap = traits.Bool(
+        mandatory=True, desc="whether the result is averaged over overlapping triplets"
+    )
 
 
 class _ScoreGeneratorOutputSpec(TraitedSpec):
@@ -291,13 +294,14 @@ class ScoreGenerator(SimpleInterface):
         for number, folder in enumerate(self.inputs.validation):
             visit = open_volumes(Path(folder))
             try:
-                pet = scorer.score_generator(visit, generator, spec.tiling)
+                beside, averaged = scorer.score_generator(visit, generator, spec.tiling)
             except FloatingPointError as error:
                 raise UnusableDataError(
                     f"fold {self.inputs.fold}, sub-{visit.owner.participant}: {error}; nothing of "
                     "this row is published; train it again with another --random-seed"
                 ) from error
             path = Path(runtime.cwd) / f"pet_{number}.nii.gz"
+            pet = averaged if self.inputs.overlap else beside
             image = nifti.Image(pet, np.array(visit.owner.affine))
             nifti.save(image, path, description=nifti.SYNTHETIC_PET)
             pets.append(str(path))

@@ -306,11 +306,18 @@ class Scorer:
             ScoreRecord(model, owner.participant, owner.session, self.fold, scores, by_fwhm)
         )
 
-    def score_generator(self, visit: Volumes, generator: nn.Module, tiling: Tiling) -> Volume:
-        """Synthesize the PET of a visit, score it, and return it, (I, J, K) in [0, 1].
+    def score_generator(
+        self, visit: Volumes, generator: nn.Module, tiling: Tiling
+    ) -> tuple[Volume, Volume]:
+        """Synthesize the PET of a visit, and score it.
 
-        The PET from adjacent triplets is returned, as in the paper; that from overlapping triplets
-        is scored, too, for the row's second line.
+        Returns
+        -------
+        ndarray, (I, J, K)
+            PET in [0, 1], from adjacent triplets, as in the paper.
+        ndarray, (I, J, K)
+            That from overlapping triplets, which is scored for the row's second line; the same PET
+            for rows without one.
 
         Raises
         ------
@@ -324,11 +331,12 @@ class Scorer:
         swept = sweep(raw, visit.pet, visit.brain, zooms=zooms, covered=visit.covered)
         self._record(self.model, visit, pet, swept)
         second = SECOND_LINES.get(self.model)
-        if second is not None and isinstance(tiling, SliceTriplets):
-            raw = predict(np.asarray(visit.t1w), generator, overlap(tiling))
-            averaged = smooth_in_brain(raw, visit.brain, fwhm=self.fwhm, zooms=zooms)
-            self._record(second, visit, averaged, {})
-        return pet
+        if second is None or not isinstance(tiling, SliceTriplets):
+            return pet, pet
+        raw = predict(np.asarray(visit.t1w), generator, overlap(tiling))
+        averaged = smooth_in_brain(raw, visit.brain, fwhm=self.fwhm, zooms=zooms)
+        self._record(second, visit, averaged, {})
+        return pet, averaged
 
     def score_baselines(self, visit: Volumes, mean: Volume) -> None:
         """Score the mean training PET, (I, J, K) in [0, 1], and the visit's own T1w."""

@@ -187,6 +187,8 @@ class ModelPlan:
         Card of the generator, as far as known before training.
     folder : Path
         Destination of the generator.
+    overlap : bool
+        Whether the synthetic PET is averaged over overlapping triplets.
     initial : Path or None
         Folder of a generator to fine-tune.
     initial_sha256 : str
@@ -202,6 +204,7 @@ class ModelPlan:
     pets: Sequence[Sequence[Output]]
     card: Mapping[str, object]
     folder: Path
+    overlap: bool = False
     initial: Path | None = None
     initial_sha256: str = ""
 
@@ -254,6 +257,7 @@ def _score(plan: ModelPlan, place: int, fold: Fold, means: ComputeSettings, fwhm
         fold=fold.number,
         spec=dict(plan.spec),
         fwhm=fwhm,
+        overlap=plan.overlap,
         validation=folders_of(fold.validation),
         digests=fold.digests,
         basis=plan.bases[place],
