@@ -149,7 +149,7 @@ def compare_regions(
         See :class:`Scores`.
     """
     counts = np.bincount(regions.ravel())
-    usable = np.flatnonzero(counts >= FEWEST_VOXELS)[1:]  # 0 is no region
+    usable = np.flatnonzero(counts[1:] >= FEWEST_VOXELS) + 1  # 0 is no region
     ratios = []
     for pet in (synthetic, real):
         sums = np.bincount(regions.ravel(), pet.ravel())
