@@ -256,7 +256,7 @@ def evaluate(guesses: dict[str, list[Volume]], held_out: list[Painting]) -> dict
 def fit(pairs: list[Painting], grid: Grid) -> TissueModel:
     """Fit a tissue model to pairs of T1w and PET."""
     volumes = [volumes_of(pair, f"{number}", grid.affine) for number, pair in enumerate(pairs)]
-    return fit_tissue_model(spec_of(grid), volumes)
+    return fit_tissue_model(spec_of(grid), volumes, times_mean=TIMES_MEAN)
 
 
 def errors_of(model: TissueModel, pairs: list[Painting], grid: Grid) -> list[Errors]:

@@ -155,6 +155,11 @@ def tissue_spec() -> TissueSpec:
     return TissueSpec(sides, count_cubes(GRID.shape, sides))
 
 
+def fit_tissue(pairs: Sequence[Volumes], initial: TissueModel | None = None) -> TissueModel:
+    """Fit a tissue model to pairs."""
+    return fit_tissue_model(tissue_spec(), pairs, initial, times_mean=TIMES_MEAN)
+
+
 def learn(
     spec: ModelSpec,
     pairs: Sequence[Volumes],
@@ -220,9 +225,7 @@ def known_from_first(work: Path, seconds: float) -> tuple[TissueModel, ResnetGen
     if not all(path.exists() for path in paths):
         pairs = people_of(work, "first", FIRST_PAIRS)
         for path, generator in zip(
-            paths,
-            (fit_tissue_model(tissue_spec(), pairs), learn(spec, pairs, 4 * seconds, 1)),
-            strict=True,
+            paths, (fit_tissue(pairs), learn(spec, pairs, 4 * seconds, 1)), strict=True
         ):
             state = generator.state_dict()
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
@@ -243,16 +246,16 @@ def make(
     name, _, rate = variant.partition(", early layers × ")
     trainings.EARLY_RATE = float(rate) if rate else EARLY_RATE
     if name == "tissue":
-        return fit_tissue_model(tissue_spec(), pairs)
+        return fit_tissue(pairs)
     if name == "tissue, first's in mind":
-        return fit_tissue_model(tissue_spec(), pairs, first[0])
+        return fit_tissue(pairs, first[0])
     if name == "from scratch":
         return learn(spec, pairs, seconds, seed)
     if name == "fine-tuned":
         return learn(spec, pairs, seconds, seed, initial=first[1])
     if name == "conditioned":
         spec = replace(spec, condition=tissue_spec())
-        return learn(spec, pairs, seconds, seed, tissue=fit_tissue_model(tissue_spec(), pairs))
+        return learn(spec, pairs, seconds, seed, tissue=fit_tissue(pairs))
     return {"first's tissue, as it is": first[0], "first's network, as it is": first[1]}[name]
 
 

@@ -140,7 +140,8 @@ def learn(row: str, pairs: Sequence[Volumes], seed: int, epochs: int) -> nn.Modu
     """Train a generator; for networks, keep the epoch that is best on a few held-out pairs."""
     if row == "tissue":
         sides = cube_sides(CUBE, ZOOMS)
-        return fit_tissue_model(TissueSpec(sides, count_cubes(GRID.shape, sides)), pairs)
+        spec = TissueSpec(sides, count_cubes(GRID.shape, sides))
+        return fit_tissue_model(spec, pairs, times_mean=TIMES_MEAN)
     spec = replace(
         MODELS[row],
         width=WIDTH,

@@ -226,7 +226,8 @@ def _add_beyond(parser: argparse.ArgumentParser) -> None:
     add(
         "--paper",
         "follow the paper: divide PET by the 99.9th percentile of the brain, not by "
-        "2.5 times its mean; --no-overlap. group: --direction both --score-smoothing 0",
+        "2.5 times its mean; --no-overlap, also for train. group: --direction both "
+        "--score-smoothing 0",
         action="store_true",
     )
     add(

@@ -101,7 +101,7 @@ def convert(
         Name → parameter of the network.
     axes : str
         Directions of the rows and columns of its slices; see
-        :func:`bids_app.synthesis.tiling.turn`.
+        :func:`bids_app.synthesis.tiling.reorient`.
     copies : bool
         Whether its three channels are copies of one slice, as in a grey image saved in colour, not
         three adjacent slices; the first output channel is used then.

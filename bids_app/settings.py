@@ -10,11 +10,11 @@ SCORE_FWHM = 8.0  # mm; our choice, as for the z score: docs/results/detection.m
 # Settings that only one or two levels use, separated by spaces; all others apply to every level
 USED_BY = {
     "participant": "tracer_label run_label bids_filter_file bids_database_dir validate skull_strip "
-    "pet_frames generator stage overlap match_histogram uncertainty novelty",
-    "participant train": "device smoothing_fwhm",
+    "pet_frames generator stage match_histogram uncertainty novelty",
+    "participant train": "device smoothing_fwhm overlap",
     "train": "models condition init epochs batch_size width patches lpips_weights",
     "train group": "control_query folds ratings",
-    "participant group": "clean_workdir paper derivatives",
+    "participant group": "clean_workdir derivatives",
     "group": "patient_query training_set synthetic_controls detectors detector "
     "direction score_smoothing channels covariates nu clusters expected_false min_cluster_size "
     "cluster_extent atlas",
@@ -119,6 +119,11 @@ class Settings:
     boilerplate_only: bool = False
     random_seed: int = 0
     verbose: int = 0
+
+    @property
+    def triplets_overlap(self) -> bool:
+        """Whether triplets of slices overlap: unless --no-overlap or --paper is given."""
+        return self.overlap and not self.paper
 
     @property
     def direction_of_scores(self) -> str:

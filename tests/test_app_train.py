@@ -268,6 +268,20 @@ def test_a_run_goes_on_from_a_generator_of_another_dataset(out, tmp_path, capsys
     assert f"Training started from {CONDITIONED}, which had not been trained on any of" in page
 
 
+def test_an_initial_generator_may_have_seen_a_control_who_is_not_used(out, tmp_path):
+    there, before = copy_of(out, tmp_path, *MADE), tmp_path / "before"
+    shutil.copytree(out / "generators" / "tissue", before)
+    card = read_json(before / "card.json")
+    write_json(before / "card.json", {**card, "participants": ["05"]})
+    control = write_control(there, "05", np.random.default_rng(5))
+    other = nifti.Image(images(np.random.default_rng(5), (9, 9, 9))[0], 5 * GRID.affine)
+    nifti.save(other, control.brain_mask_in_template)
+    assert main(arguments(there, "--init", str(before), *ALONE, models=("tissue",))) == 1
+    made = read_json(there / "generators" / "tissue" / "card.json")
+    assert made["participants"] == list(CONTROLS)
+    assert made["initialized_from"][0]["participants"] == ["05"]
+
+
 # Failures and interruptions
 
 

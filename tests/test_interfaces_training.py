@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cohorts import images, store
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from trainings import small
 
 from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
@@ -25,7 +25,7 @@ from bids_app.synthesis.evaluation import BASELINES, basis_from_json, records_fr
 from bids_app.synthesis.inference import load_generator
 from bids_app.synthesis.job import HISTORY, KEPT, Job, choose_precision, launch_job, make_fabric
 from bids_app.synthesis.losses import build_translator
-from bids_app.synthesis.models import spec_to_dict
+from bids_app.synthesis.models import TissueSpec, spec_to_dict
 from bids_app.synthesis.pairs import open_volumes
 from bids_app.synthesis.training import Training
 
@@ -179,6 +179,7 @@ def training(tmp_path, folders, **changed):
         "digests": ["a", "b", "|", "c"],
         "kept_epochs": [],
         "fwhm": 8.0,
+        "times_mean": 0.0,
         "checkpoints": str(tmp_path / "checkpoints"),
         "initial": "",
         **MEANS,
@@ -199,6 +200,15 @@ def test_a_generator_is_trained_and_what_it_was_resumed_from_is_removed(tmp_path
     assert [{**row, "seconds": ""} for row in history] == [{**row, "seconds": ""} for row in other]
     assert [row["epoch"] for row in history if row["kept"] == "1"] == [str(out.kept_epoch)]
     assert out.precision == choose_precision("cpu")
+
+
+def test_a_tissue_model_predicts_on_the_scale_of_the_pet(tmp_path, folders):
+    spec = spec_to_dict(TissueSpec((1, 1, 1), SHAPE))
+    out = run(TrainGenerator, tmp_path / "node", **training(tmp_path, folders, spec=spec))
+    assert float(load_file(out.weights)["brain_mean"]) == 0
+    inputs = training(tmp_path, folders, spec=spec, times_mean=2.0)
+    out = run(TrainGenerator, tmp_path / "other", **inputs)
+    assert float(load_file(out.weights)["brain_mean"]) == 0.5
 
 
 @pytest.mark.parametrize(("kept", "last"), [([1, 2, 3], 2), ([1, 1, 1, 2], 1), ([3, 3], 3)])
@@ -238,7 +248,8 @@ def weights(tmp_path_factory):
     return str(path)
 
 
-def test_a_fold_is_scored_and_its_synthetic_pet_is_written(tmp_path, folders, weights):
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_a_fold_is_scored_and_its_synthetic_pet_is_written(tmp_path, folders, weights, overlapping):
     out = run(
         ScoreGenerator,
         tmp_path / "node",
@@ -248,6 +259,7 @@ def test_a_fold_is_scored_and_its_synthetic_pet_is_written(tmp_path, folders, we
         spec=spec_to_dict(SPEC),
         weights=weights,
         fwhm=1.5,
+        overlap=overlapping,
         validation=folders[1:],
         **MEANS,
         **NO_LPIPS,
@@ -259,7 +271,7 @@ def test_a_fold_is_scored_and_its_synthetic_pet_is_written(tmp_path, folders, we
     lines = ("semi3d-gan-mse", "semi3d-gan-mse-overlap")
     assert told == [(line, who, 2) for who in ("02", "03") for line in lines]
     assert out.sidecar == {"GeneratorSHA256": file_sha256(Path(weights))}
-    for path, folder, record in zip(out.pets, folders[1:], records[::2], strict=True):
+    for path, folder, record in zip(out.pets, folders[1:], records[overlapping::2], strict=True):
         visit, image = open_volumes(Path(folder)), nib.load(path)
         pet = image.get_fdata(dtype=np.float32)
         assert pet.shape == SHAPE
@@ -283,6 +295,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, folders, weights):
             spec=spec_to_dict(replace(SPEC, width=3)),
             weights=weights,
             fwhm=1.5,
+            overlap=False,
             validation=folders[1:],
             **MEANS,
             **NO_LPIPS,
@@ -301,6 +314,7 @@ def test_lpips_weights_that_are_gone_are_told(tmp_path, folders, weights):
             spec=spec_to_dict(SPEC),
             weights=weights,
             fwhm=1.5,
+            overlap=False,
             validation=folders[1:],
             **MEANS,
             **{**NO_LPIPS, **lpips},
@@ -349,6 +363,7 @@ def test_a_generator_is_published_from_what_other_nodes_left(tmp_path, folders):
             spec=spec_to_dict(SPEC),
             weights=trained[k - 1].weights,
             fwhm=1.5,
+            overlap=False,
             validation=folders[k : k + 1],
             **MEANS,
             **NO_LPIPS,
@@ -376,12 +391,9 @@ def test_a_generator_is_published_from_what_other_nodes_left(tmp_path, folders):
         card=card_values(card),
         weights=trained[2].weights,
         fold_weights=[model.weights for model in trained[:2]],
-        fold_participants=[["01", "03"], ["01", "02"]],
         left_out=[folders[1:2], folders[2:]],
         pets=[pet for one in scored for pet in one.pets],
         volumes=folders,
-        fold_volumes=[folders[::2], folders[:2]],
-        digests=["a", "b", "c"],
         histories=[model.history for model in trained],
         records=[one.records for one in scored],
         precision="32-true",

@@ -291,6 +291,17 @@ def test_each_fold_tells_of_those_it_left_out():
             assert (sidecar["Fold"], sidecar["Folds"]) == (fold.number, 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "overlap", "expected"),
+    [(NAME, True, True), (NAME, False, False), ("patch3d-gan-mse", True, False)],
+)
+def test_the_pet_of_those_left_out_is_made_as_that_of_patients(name, overlap, expected):
+    made = plan(study=replace(STUDY, overlap=overlap), name=name, spec=MODELS[name])
+    assert made.overlap is expected
+    sidecars = [sidecar for pets in made.pets for _, sidecar in pets]
+    assert {sidecar.get("OverlappingTripletsAveraged", False) for sidecar in sidecars} == {expected}
+
+
 def test_a_sidecar_says_that_it_is_synthetic_and_whose_it_is():
     made = plan(study=replace(STUDY, fwhm=2.5))
     path, told = made.pets[0][0]

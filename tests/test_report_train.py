@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pages import Reader, cells_of, decode, drawings_in, section, text_of
 
 from bids_app import nifti
+from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.table1 import ScoreRow, epochs_of, write_table1
 from bids_app.files import write_json, write_tsv
 from bids_app.imaging.volume import grid_of_box
@@ -821,6 +822,19 @@ def test_pictures_stand_in_columns_of_one_scale_with_differences_below(tree):
     white = [decode(tile.href).mean() for tile in axial[5:]]
     assert white[1] == max(white)  # no difference at all
     assert white[1] > 240
+
+
+def test_a_picture_of_overlapping_triplets_has_their_ssim(tree):
+    scores = [
+        score("semi3d-gan", "sub-03", ssim_brain=0.5),
+        score("semi3d-gan-overlap", "sub-03", ssim_brain=0.625),
+    ]
+    path = path_of(tree, "synth_pet")
+    for averaged, ssim in ((False, "0.500"), (True, "0.625")):
+        write_json(sidecar_path(path), {"OverlappingTripletsAveraged": averaged})
+        panel = draw_gallery(tree.out, scores, SHOWN[:1], SPACE.removeprefix("space-"))
+        words = [text.words for text in panel.figures[0].texts]
+        assert f"SSIM in the brain {ssim}" in words
 
 
 def test_left_is_left(tree):

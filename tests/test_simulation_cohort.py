@@ -14,6 +14,8 @@ from scipy import ndimage
 
 from bids_app.files import read_tsv
 from bids_app.simulate import main
+from bids_app.simulation.anatomy import CORTEX, HIPPOCAMPUS, labels_in
+from bids_app.simulation.cohort import template_anatomy
 from bids_app.simulation.lesions import PET_ZOOMS
 
 pytestmark = pytest.mark.slow
@@ -282,6 +284,18 @@ def test_wrong_command_lines(tmp_path, monkeypatch, capsys, options, answer):
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
+
+
+def test_a_label_map_without_grey_matter_for_a_lesion_is_named(tmp_path, capsys):
+    head = template_anatomy(2)
+    labels = np.where(labels_in(head.labels, CORTEX, HIPPOCAMPUS), 2, head.labels)
+    (tmp_path / "maps").mkdir()
+    nib.save(nib.Nifti1Image(labels.astype(np.int16), head.affine), tmp_path / "maps/bare.nii.gz")
+    options = ("--paired", 0, "--patients", 1, "--anatomies", tmp_path / "maps")
+    assert simulate(tmp_path / "raw", *options) == 65
+    error = capsys.readouterr().err
+    assert "bare.nii.gz: the " in error
+    assert "too little grey matter for a lesion; give a map with cortex" in error
 
 
 def test_the_command_in_the_readme_makes_the_same_images(tmp_path):

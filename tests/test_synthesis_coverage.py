@@ -10,7 +10,7 @@ from cohorts import images
 
 from bids_app.errors import UnusableDataError
 from bids_app.nifti import Owner
-from bids_app.synthesis.evaluation import score, sweep
+from bids_app.synthesis.evaluation import BASELINES, score, sweep
 from bids_app.synthesis.job import Job, make_fabric, mean_ssim, run_job
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.pairs import open_volumes, pair_of, store_volumes, usable_pairs
@@ -101,18 +101,19 @@ def test_what_is_not_covered_judges_nothing(stored, rng):
     assert perfect.ssim_brain == pytest.approx(1)
 
 
+class Same(torch.nn.Module):
+    """Generator that returns the T1w."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x
+
+
 def test_early_stopping_and_the_table_see_the_same(stored):
     """Generators are scored by SSIM over covered voxels, in validation and in the table."""
-
-    class Same(torch.nn.Module):
-        """Generator that returns the T1w."""
-
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, x):
-            return x
 
     values, scorer = [], Scorer("semi3d-gan-mse", 1, 0.0, None, "cpu")
     for name, filling in (("a", 0.0), ("b", 1.0)):
@@ -121,6 +122,22 @@ def test_early_stopping_and_the_table_see_the_same(stored):
         scorer.score_generator(visit, Same(), SEMI3D.tiling)
     assert values[0] == pytest.approx(values[1], abs=1e-9)
     assert [record.scores.ssim for record in scorer.records[::2]] == pytest.approx(values, abs=1e-6)
+
+
+def test_a_pet_that_covers_little_has_no_ssim(stored):
+    """Not that of the background, which is 1. Its other scores, and other visits', remain."""
+    little, whole = open_volumes(stored("a", 12)), open_volumes(stored("bc", 0))
+    scorer = Scorer("baselines", 1, 0.0, None, "cpu")
+    scorer.score_baselines(little, np.asarray(little.t1w))
+    assert [record.model for record in scorer.records] == list(BASELINES)
+    for record in scorer.records:
+        assert math.isnan(record.scores.ssim)
+        assert math.isnan(record.scores.ssim_brain)
+        assert math.isfinite(record.scores.psnr_brain)
+    images = (np.asarray(little.t1w), np.asarray(little.pet), little.brain)
+    assert sweep(*images, zooms=ZOOMS, covered=little.covered) == {}
+    both = mean_ssim(Same(), [little, whole], SEMI3D, 0.0)
+    assert both == mean_ssim(Same(), [whole], SEMI3D, 0.0)
 
 
 def test_the_mean_pet_is_of_those_who_cover_it(stored):

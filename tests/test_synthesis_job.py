@@ -70,11 +70,15 @@ def start(tmp_path, visits):
         precision="32-true",
         seed=1,
         initial=None,
+        times_mean=0.0,
     ):
         out = tmp_path / f"out-{name}"
         out.mkdir(exist_ok=True)
         left_out = visits[2:] if validation is None else validation
-        job = Job(name, spec, visits[:2], left_out, last_epoch, seed, 1.5, tmp_path / name, initial)
+        place = tmp_path / name
+        job = Job(
+            name, spec, visits[:2], left_out, last_epoch, seed, 1.5, place, initial, times_mean
+        )
         launch_job(make_fabric("cpu", precision), job, out)
         return out
 
@@ -179,8 +183,11 @@ def test_jobs_with_equal_seeds_end_alike_and_with_others_not(start):
 def test_a_conditioned_job_starts_from_the_tissue_model_of_its_training(start, visits, spec):
     tilings = [spec.tiling, *([SliceTriplets(step=1)] if spec is SEMI3D else [])]
     spec = replace(spec, condition=CONDITION, learning_rate=0.0)
-    generator = load_weights(start("1", spec=spec, last_epoch=1) / KEPT, spec, "cpu")
-    tissue = fit_tissue_model(CONDITION, [open_volumes(folder) for folder in visits[:2]])
+    out = start("1", spec=spec, last_epoch=1, times_mean=2.0)
+    generator = load_weights(out / KEPT, spec, "cpu")
+    training = [open_volumes(folder) for folder in visits[:2]]
+    tissue = fit_tissue_model(CONDITION, training, times_mean=2.0)
+    assert float(tissue.brain_mean) == 0.5
     for name, tensor in tissue.state_dict().items():
         assert torch.equal(generator.tissue.state_dict()[name], tensor)
     t1w = open_volumes(visits[2]).t1w

@@ -11,6 +11,7 @@ from scipy import ndimage
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
 from bids_app.files import read_tsv, write_tsv
+from bids_app.synthesis import publishing, reference
 from bids_app.synthesis.card import (
     CARD,
     UNCERTAINTY,
@@ -27,7 +28,8 @@ from bids_app.synthesis.job import COLUMNS, HISTORY
 from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.pairs import open_volumes, store_volumes
-from bids_app.synthesis.publishing import Fitted, mean_metrics, publish
+from bids_app.synthesis.publishing import mean_metrics, publish
+from bids_app.synthesis.reference import measure_traits
 from bids_app.synthesis.uncertainty import fit_error_model, read_error_model, sample_errors
 
 SPEC = replace(MODELS["semi3d-gan-mse"], n_blocks=1, width=2)
@@ -68,26 +70,24 @@ def fitted(tmp_path, rng):
         return tmp_path / f"history-{fold}.tsv"
 
     folders = [store(tmp_path / name, rng, name) for name in ("01", "02")]
-    return Fitted(
-        weights=weights(9),
-        folds=[weights(1), weights(2)],
-        fold_participants=[("02",), ("01",)],
-        left_out=[[], []],
-        pets=[],
-        volumes=folders,
-        fold_volumes=[folders[1:], folders[:1]],
-        histories=[history("1", 2), history("2", 3), history("all", 1)],
-        records=[
+    return {
+        "weights": weights(9),
+        "fold_weights": [weights(1), weights(2)],
+        "volumes": folders,
+        "left_out": [folders[:1], folders[1:]],
+        "pets": [],
+        "histories": [history("1", 2), history("2", 3), history("all", 1)],
+        "records": [
             records_to_json([record("01", 1, 0.9, lpips=float("nan"))]),
             records_to_json([record("02", 2, 0.6, lpips=float("nan")), record("03", 2, 0.0)]),
         ],
-        precision="bf16-mixed",
-    )
+        "precision": "bf16-mixed",
+    }
 
 
 @pytest.fixture
 def folder(fitted, tmp_path):
-    publish(card_values(CARD_OF_ALL), fitted, tmp_path / "out" / "mine")
+    publish(card_values(CARD_OF_ALL), tmp_path / "out" / "mine", **fitted)
     return tmp_path / "out" / "mine"
 
 
@@ -104,15 +104,15 @@ def assert_generates(folder, weights):
 
 
 def test_the_generator_of_all_and_those_of_the_folds_can_be_used(folder, fitted):
-    assert_generates(folder, fitted.weights)
-    for number, weights in enumerate(fitted.folds, start=1):
+    assert_generates(folder, fitted["weights"])
+    for number, weights in enumerate(fitted["fold_weights"], start=1):
         assert_generates(folder / "folds" / f"fold-{number}", weights)
     assert not (folder / "folds" / "fold-3").exists()
 
 
 def test_the_weights_of_a_fold_are_those_that_were_scored(folder, fitted):
     """Sidecars of out-of-fold PET refer to the weights by the SHA-256 of the fold's result."""
-    for number, weights in enumerate(fitted.folds, start=1):
+    for number, weights in enumerate(fitted["fold_weights"], start=1):
         card = read_card(folder / "folds" / f"fold-{number}")
         assert card.sha256 == file_sha256(weights)
 
@@ -130,6 +130,19 @@ def test_cards_keep_what_was_known_and_add_precision(folder):
         assert card.versions == {"torch": "2", "precision": "bf16-mixed"}
         for name in ("name", "version", "spec", "template", "shape", "affine", "dataset", "seed"):
             assert getattr(card, name) == getattr(CARD_OF_ALL, name)
+
+
+def test_a_t1w_is_measured_once_for_all_folds(fitted, tmp_path, monkeypatch):
+    measured = []
+
+    def measure(t1w, zooms):
+        measured.append(t1w.shape)
+        return measure_traits(t1w, zooms)
+
+    for module in (publishing, reference):
+        monkeypatch.setattr(module, "measure_traits", measure)
+    publish(card_values(CARD_OF_ALL), tmp_path / "out", **fitted)
+    assert len(measured) == len(fitted["volumes"])
 
 
 def test_metrics_are_means_over_those_who_were_left_out(folder):
@@ -173,30 +186,30 @@ def test_histories_stand_one_below_the_other(folder):
 
 def test_publishing_twice_changes_nothing(folder, fitted):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    publish(card_values(CARD_OF_ALL), fitted, folder)
+    publish(card_values(CARD_OF_ALL), folder, **fitted)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_folds_of_an_earlier_cross_validation_with_more_of_them_do_not_stay(folder, fitted):
-    fewer = replace(fitted, folds=fitted.folds[:1])
-    publish(card_values(CARD_OF_ALL), fewer, folder)
+    fewer = {**fitted, "fold_weights": fitted["fold_weights"][:1]}
+    publish(card_values(CARD_OF_ALL), folder, **fewer)
     assert [path.name for path in (folder / "folds").iterdir()] == ["fold-1"]
 
 
 def test_weights_of_another_network_are_refused(fitted, tmp_path):
     values = card_values(replace(CARD_OF_ALL, spec=replace(SPEC, width=3)))
     with pytest.raises(UnusableDataError, match=r"kept-1\.safetensors: does not match"):
-        publish(values, fitted, tmp_path / "out")
+        publish(values, tmp_path / "out", **fitted)
     assert not (tmp_path / "out" / CARD).exists()
 
 
 def test_a_card_tells_of_controls_of_whom_nothing_was_learned(fitted, tmp_path):
     """A PET without a rim all around, as if stripped, has a gap in every tile."""
-    one = open_volumes(fitted.volumes[0])
+    one = open_volumes(fitted["volumes"][0])
     rim = one.brain & ~ndimage.binary_erosion(one.brain, iterations=1)
     arrays = {"t1w": one.t1w, "pet": one.pet, "brain": one.brain, "hole": rim}
-    store_volumes(fitted.volumes[0], one.owner, **{k: np.array(v) for k, v in arrays.items()})
-    publish(card_values(CARD_OF_ALL), fitted, tmp_path / "out")
+    store_volumes(fitted["volumes"][0], one.owner, **{k: np.array(v) for k, v in arrays.items()})
+    publish(card_values(CARD_OF_ALL), tmp_path / "out", **fitted)
     told = "; 1 of them without any tile, as their PET covers none"
     assert read_card(tmp_path / "out").trained_on == f"two people{told}"
     fold = "two people; without those of fold"
@@ -220,17 +233,17 @@ def save_pet(path, volumes):
 def of_four(fitted, tmp_path, rng):
     folders = [store(tmp_path / f"p{name}", rng, name) for name in "abcd"]
     pets = [save_pet(tmp_path / f"{one.name}.nii.gz", open_volumes(one)) for one in folders]
-    return replace(fitted, left_out=[folders[:2], folders[2:]], pets=pets)
+    return {**fitted, "volumes": folders, "left_out": [folders[:2], folders[2:]], "pets": pets}
 
 
 def test_a_generator_knows_the_errors_of_its_folds(of_four, tmp_path):
-    publish(card_values(CARD_OF_ALL), of_four, tmp_path / "out")
+    publish(card_values(CARD_OF_ALL), tmp_path / "out", **of_four)
     card = read_card(tmp_path / "out")
     model = read_error_model(check_uncertainty(tmp_path / "out", card))
-    left_out = [one for own in of_four.left_out for one in own]
+    left_out = [one for own in of_four["left_out"] for one in own]
     people = [
         sample_errors(open_volumes(volumes), nifti.load(pet).data)
-        for volumes, pet in zip(left_out, of_four.pets, strict=True)
+        for volumes, pet in zip(left_out, of_four["pets"], strict=True)
     ]
     expected, told = fit_error_model(people, [0, 0, 1, 1])
     assert np.array_equal(model.weights, expected.weights)
@@ -240,9 +253,9 @@ def test_a_generator_knows_the_errors_of_its_folds(of_four, tmp_path):
 
 
 def test_what_too_few_would_tell_of_errors_is_not_kept(of_four, tmp_path):
-    publish(card_values(CARD_OF_ALL), of_four, tmp_path / "out")
-    few = replace(of_four, left_out=[of_four.left_out[0], []], pets=of_four.pets[:2])
-    publish(card_values(CARD_OF_ALL), few, tmp_path / "out")
+    publish(card_values(CARD_OF_ALL), tmp_path / "out", **of_four)
+    few = {**of_four, "left_out": [of_four["left_out"][0], []], "pets": of_four["pets"][:2]}
+    publish(card_values(CARD_OF_ALL), tmp_path / "out", **few)
     assert not (tmp_path / "out" / UNCERTAINTY).exists()
     with pytest.raises(UnusableDataError, match="on 4 controls or more"):
         check_uncertainty(tmp_path / "out", read_card(tmp_path / "out"))

@@ -6,6 +6,7 @@ import torch
 from safetensors.numpy import save_file
 from scipy import ndimage
 
+from bids_app import nifti
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.files import write_tsv
 from bids_app.imaging.intensity import smooth
@@ -15,7 +16,7 @@ from bids_app.synthesis.job import COLUMNS
 from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.pairs import Owner, Volumes, open_volumes, store_volumes
-from bids_app.synthesis.publishing import Fitted, publish
+from bids_app.synthesis.publishing import publish
 from bids_app.synthesis.reference import (
     Reference,
     describe_novelty,
@@ -325,19 +326,21 @@ def published(tmp_path, rng):
     save_generator(build_generator(spec), card, tmp_path / "fit")
     weights = tmp_path / "fit" / "weights.safetensors"
     write_tsv(tmp_path / "history.tsv", COLUMNS, [])
-    fitted = Fitted(
+    pet = tmp_path / "pet.nii.gz"
+    image = nifti.Image(np.full(SHAPE, 0.5, np.float32), np.diag([12.0, 12, 12, 1]))  # as a head
+    nifti.save(image, pet)
+    publish(
+        card_values(card),
+        tmp_path / "out",
         weights=weights,
-        folds=[weights, weights],
-        fold_participants=[("c", "d"), ("a", "b")],
-        left_out=[[], []],
-        pets=[],
+        fold_weights=[weights, weights],
         volumes=list(folders.values()),
-        fold_volumes=[[folders["c"], folders["d"]], [folders["a"], folders["b"]]],
+        left_out=[[folders["a"], folders["b"]], [folders["c"], folders["d"]]],
+        pets=[pet] * 4,
         histories=[tmp_path / "history.tsv"],
         records=[{"Records": []}] * 2,
         precision="32-true",
     )
-    publish(card_values(card), fitted, tmp_path / "out")
     return tmp_path / "out", folders
 
 

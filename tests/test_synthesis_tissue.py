@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_app.imaging.intensity import SIGMA_OF_FWHM, smooth
+from bids_app.imaging.intensity import SIGMA_OF_FWHM, scale_to_unit, smooth
 from bids_app.imaging.tissues import find_tissue_means, tissue_shares
 from bids_app.imaging.volume import Grid
 from bids_app.nifti import Owner
@@ -231,16 +231,20 @@ def test_a_t1w_without_three_tissues_is_refused_and_whose_it_is(t1w):
 
 
 def test_predictions_have_the_mean_that_the_scale_of_pet_gives_all():
+    """A control with hot voxels, which are clipped at 1, does not change that."""
+
     def scaled(visit):
-        pet = np.where(box(), 0.4 / visit.pet[box()].mean() * visit.pet, 0).astype(np.float32)
-        return replace(visit, pet=pet)
+        return replace(visit, pet=scale_to_unit(visit.pet, box(), times_mean=2.5))
 
     visits = [
         make_visit(seed, lambda x, s=seed: (0.6 + 0.1 * s + 0 * x, 0.3, 0.05)) for seed in range(4)
     ]
-    unseen = predicted_by(fit_tissue_model(SPEC, list(map(scaled, visits))), make_t1w(99))
-    assert unseen[box()].mean() == pytest.approx(0.4, rel=1e-4)
-    free = fit_tissue_model(SPEC, visits)
+    visits[2].pet[8, 8:12, 8:12] = 5
+    alike = list(map(scaled, visits))
+    assert alike[2].pet[box()].mean() < 0.399
+    model = fit_tissue_model(SPEC, alike, times_mean=2.5)
+    assert predicted_by(model, make_t1w(99))[box()].mean() == pytest.approx(0.4, rel=1e-4)
+    free = fit_tissue_model(SPEC, visits[:2])
     assert float(free.brain_mean) == 0
     assert predicted_by(free, make_t1w(99))[box()].mean() != pytest.approx(0.4, rel=0.01)
 

@@ -62,7 +62,7 @@ def plan_of(folds, model="semi3d-gan-mse"):
         bases=[f"basis {fold.number}" for fold in folds],
         records=[Path(f"/out/{fold.number}.json") for fold in folds],
         pets=[[pet(one.participant) for one in fold.validation] for fold in folds],
-        card={"name": model},
+        card={"name": model, "pet_times_mean": 2.5},
         folder=Path("/out/generators") / model,
     )
 
@@ -243,9 +243,16 @@ def test_nobody_is_scored_by_a_network_that_saw_them(count, folds, seed):
         assert set(train.inputs.training).isdisjoint(score.inputs.validation)
         assert set(train.inputs.training) | set(score.inputs.validation) == everyone
         assert train.inputs.validation == score.inputs.validation
+        assert train.inputs.times_mean == 2.5
         assert origin(graph, score, "weights") == (f"train_{number}", "weights")
         scored += score.inputs.validation
     assert sorted(scored) == sorted(everyone)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_pet_of_those_left_out_is_made_as_the_plan_says(overlap):
+    nodes, _ = build(folds=2, overlap=overlap)
+    assert [nodes[f"score_{number}"].inputs.overlap for number in (1, 2)] == [overlap] * 2
 
 
 def test_the_last_fit_sees_all_and_stops_as_its_folds_did():
@@ -290,11 +297,10 @@ def test_the_published_generator_is_the_one_of_all():
     inputs = nodes["publish"].inputs
     assert origin(graph, nodes["publish"], "weights") == ("train_all", "weights")
     assert inputs.folder == "/out/generators/semi3d-gan-mse"
-    for number, participants in enumerate(inputs.fold_participants, start=1):
-        trained_on = [f"/volumes/{participant}" for participant in participants]
-        assert trained_on == nodes[f"train_{number}"].inputs.training
     for number, left_out in enumerate(inputs.left_out, start=1):
         assert left_out == nodes[f"score_{number}"].inputs.validation
+        trained_on = nodes[f"train_{number}"].inputs.training
+        assert trained_on == [volume for volume in inputs.volumes if volume not in left_out]
     assert nodes["publish"].interface.always_run
 
 

@@ -208,10 +208,7 @@ def prepare_generator(settings: Settings) -> GeneratorChoice | None:
         return None
     grid = grid_of(settings)
     options = Options(
-        settings.overlap and not settings.paper,
-        settings.match_histogram,
-        settings.uncertainty,
-        settings.novelty,
+        settings.triplets_overlap, settings.match_histogram, settings.uncertainty, settings.novelty
     )
     return choose_generator(
         settings.generator,

@@ -110,7 +110,7 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
         sentences = [*controls.notes, *(problem.sentence for problem in controls.problems)]
         console.report_controls(_visits(controls), sentences, settings.output_dir)
     runner = Runner(settings, console, "mri2pet_train", settings.folds * len(_names(settings)))
-    means, study, unfit = _prepare(runner, controls, run_record)
+    means, study, initial, unfit = _prepare(runner, controls, run_record)
     if settings.dry_run:
         return _close_dry(runner, controls, unfit)
     rows = [f"train {name}" for name in _names(settings)]  # other runs may train other rows
@@ -121,7 +121,8 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
         people = [image.participant for image in stored]
         refuse_few(names=_names(settings), people=people, folds=settings.folds)
         folds = assign_folds(study, stored)
-        problems += [*controls.problems, *_compute(study, controls, folds, means, runner)]
+        plans = _plans(study, controls, folds, settings, initial)
+        problems += [*controls.problems, *_compute(study, plans, folds, means, runner)]
         summary = summarize_run(run_record, started)
         problems += _finish(
             study, folds, runner, controls=controls, problems=problems, summary=summary
@@ -132,10 +133,17 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
 
 def _prepare(
     runner: Runner, controls: Subjects, run_record: description.RunRecord
-) -> tuple[ComputeSettings, Study, list[Problem]]:
+) -> tuple[ComputeSettings, Study, GeneratorChoice | None, list[Problem]]:
     """Check that the run can start; a dry run makes the same checks.
 
-    The problems are those of controls whose headers show that their images cannot be stored.
+    Returns
+    -------
+    means, study : ComputeSettings, Study
+        Parameters of the run.
+    initial : GeneratorChoice or None
+        Generator that training starts from.
+    problems : list of Problem
+        Controls whose headers show that their images cannot be stored.
     """
     settings = runner.settings
     refuse_plugin(settings)
@@ -156,16 +164,12 @@ def _prepare(
     assign_folds(study, fit)
     for name in _names(settings):
         refuse_small_grid(name, spec_of(name, settings), study.grid)
-    _initial(study, [image.participant for image in fit], settings)
-    return means, study, problems
-
-
-def _initial(study: Study, people: Sequence[str], settings: Settings) -> GeneratorChoice | None:
-    """Find the generator that training starts from, if any, and check that it is suitable."""
     if not settings.init:
-        return None
+        return means, study, None, problems
     specs = {name: spec_of(name, settings) for name in _names(settings)}
-    return choose_initial(settings.init, study, specs, people, sloppy=settings.sloppy)
+    people = [image.participant for image in fit]
+    initial = choose_initial(settings.init, study, specs, people, sloppy=settings.sloppy)
+    return means, study, initial, problems
 
 
 def _close_dry(runner: Runner, controls: Subjects, unfit: Sequence[Problem]) -> int:
@@ -371,10 +375,13 @@ def _visits(controls: Subjects) -> list[Preprocessed]:
 
 
 def _plans(
-    study: Study, controls: Subjects, folds: Sequence[Fold], settings: Settings
+    study: Study,
+    controls: Subjects,
+    folds: Sequence[Fold],
+    settings: Settings,
+    initial: GeneratorChoice | None,
 ) -> list[ModelPlan]:
     by_label = {visit.subject: visit for visit in _visits(controls)}
-    initial = _initial(study, list(by_label), settings)
     return [
         plan_model(study, name, spec_of(name, settings), folds, by_label, initial=initial)
         for name in _names(settings)
@@ -382,10 +389,13 @@ def _plans(
 
 
 def _compute(
-    study: Study, controls: Subjects, folds: Sequence[Fold], means: ComputeSettings, runner: Runner
+    study: Study,
+    plans: Sequence[ModelPlan],
+    folds: Sequence[Fold],
+    means: ComputeSettings,
+    runner: Runner,
 ) -> list[Problem]:
     """Train and score all rows, and score the baselines; report and return failures."""
-    plans = _plans(study, controls, folds, runner.settings)
     baselines = baseline_paths(study, folds)
     for path in [*baselines, *(path for plan in plans for path in plan.records)]:
         path.unlink(missing_ok=True)  # from an earlier run; rewritten from cached nodes if possible

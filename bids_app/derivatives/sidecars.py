@@ -216,6 +216,7 @@ def crossvalidated_pet(
     fold: int,
     folds: int,
     smoothing_fwhm: float,
+    overlap: bool,
     times_mean: float,
 ) -> Sidecar:
     """Return the sidecar of the synthetic PET of a control that was left out in cross-validation.
@@ -232,6 +233,8 @@ def crossvalidated_pet(
         Number of the fold, from 1, and number of folds.
     smoothing_fwhm : float
         FWHM of the smoothing, in mm.
+    overlap : bool
+        Whether predictions of overlapping triplets of slices were averaged.
     times_mean : float
         Scale of the PET: see :func:`bids_app.imaging.intensity.scale_to_unit`.
     """
@@ -249,6 +252,7 @@ def crossvalidated_pet(
         "Folds": folds,
         "IntensityScaling": describe_scaling(times_mean=times_mean),
         "SmoothingFWHM": smoothing_fwhm,
+        **({"OverlappingTripletsAveraged": True} if overlap else {}),
         "TrainedOnThisParticipant": False,
     }
 

@@ -206,11 +206,12 @@ def judged(brain: Mask, covered: Mask) -> tuple[Mask, Mask]:
     ndarray of bool, (I, J, K)
         Mask for voxelwise measures: voxels that are not in a hole.
     ndarray of bool, (I, J, K)
-        Mask for SSIM: voxels whose window does not touch a hole.
+        Mask for SSIM: voxels whose window does not touch a hole; none if none of them is brain.
     """
     hole = brain & ~covered
     width = 2 * RADIUS + 1
-    return ~hole, ~near(hole, (width, width, width))
+    windows = ~near(hole, (width, width, width))
+    return ~hole, windows & (windows & brain).any()
 
 
 def measure(synthetic: Volume, real: Volume, brain: Mask, covered: Mask | None = None) -> Measures:

@@ -149,6 +149,7 @@ class _TrainGeneratorInputSpec(_ComputeInputSpec):
     )
     seed = traits.Int(mandatory=True, desc="random seed")
     fwhm = traits.Float(mandatory=True, desc="smoothing before validation, in mm")
+    times_mean = traits.Float(mandatory=True, desc="scale of the PET, see scale_to_unit")
     checkpoints = traits.Str(mandatory=True, nohash=True, desc="folder for checkpoints")
     initial = traits.Str(
         "", usedefault=True, nohash=True, desc="folder of a generator to start from; empty for none"
@@ -201,6 +202,7 @@ class TrainGenerator(SimpleInterface):
                 fwhm=self.inputs.fwhm,
                 out=cwd,
                 initial=initial,
+                times_mean=self.inputs.times_mean,
             )
             precision = "32-true"
         else:
@@ -216,6 +218,7 @@ class TrainGenerator(SimpleInterface):
                 fwhm=self.inputs.fwhm,
                 folder=Path(self.inputs.checkpoints),
                 initial=initial,
+                times_mean=self.inputs.times_mean,
             )
             launch_job(make_fabric(self.inputs.device, precision), job, cwd)
             shutil.rmtree(job.folder, ignore_errors=True)  # nothing is left to resume
@@ -260,6 +263,9 @@ class _ScoreGeneratorInputSpec(_ScoreInputSpec):
     spec = traits.Dict(mandatory=True, desc="spec as a dict, see spec_to_dict")
     weights = File(exists=True, mandatory=True, desc="weights of the MRI → PET generator")
     fwhm = traits.Float(mandatory=True, desc="smoothing of the result, in mm")
+    overlap = traits.Bool(
+        mandatory=True, desc="whether the result is averaged over overlapping triplets"
+    )
 
 
 class _ScoreGeneratorOutputSpec(TraitedSpec):
@@ -288,13 +294,14 @@ class ScoreGenerator(SimpleInterface):
         for number, folder in enumerate(self.inputs.validation):
             visit = open_volumes(Path(folder))
             try:
-                pet = scorer.score_generator(visit, generator, spec.tiling)
+                beside, averaged = scorer.score_generator(visit, generator, spec.tiling)
             except FloatingPointError as error:
                 raise UnusableDataError(
                     f"fold {self.inputs.fold}, sub-{visit.owner.participant}: {error}; nothing of "
                     "this row is published; train it again with another --random-seed"
                 ) from error
             path = Path(runtime.cwd) / f"pet_{number}.nii.gz"
+            pet = averaged if self.inputs.overlap else beside
             image = nifti.Image(pet, np.array(visit.owner.affine))
             nifti.save(image, path, description=nifti.SYNTHETIC_PET)
             pets.append(str(path))
@@ -343,21 +350,11 @@ class _PublishGeneratorInputSpec(BaseInterfaceInputSpec):
     fold_weights = traits.List(
         File(exists=True), mandatory=True, desc="weights of the folds, in order"
     )
-    fold_participants = traits.List(
-        traits.List(traits.Str), mandatory=True, desc="participants each fold was trained on"
-    )
     left_out = traits.List(
         traits.List(traits.Str), mandatory=True, nohash=True, desc="volumes each fold left out"
     )
     pets = traits.List(File(exists=True), mandatory=True, desc="synthetic PET of these, in order")
     volumes = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of all volumes")
-    fold_volumes = traits.List(
-        traits.List(traits.Str),
-        mandatory=True,
-        nohash=True,
-        desc="volumes each fold was trained on",
-    )
-    digests = traits.List(traits.Str, mandatory=True, desc="digests of all volumes, in that order")
     histories = traits.List(
         File(exists=True), mandatory=True, desc="histories of the folds, then of training on all"
     )
@@ -379,27 +376,19 @@ class PublishGenerator(SimpleInterface):
     always_run = True  # the files may have been deleted since
 
     def _run_interface(self, runtime):
-        from bids_app.synthesis.publishing import Fitted, publish
+        from bids_app.synthesis.publishing import publish
 
         publish(
             dict(self.inputs.card),
-            Fitted(
-                weights=Path(self.inputs.weights),
-                folds=[Path(path) for path in self.inputs.fold_weights],
-                fold_participants=[
-                    tuple(participant) for participant in self.inputs.fold_participants
-                ],
-                left_out=[[Path(folder) for folder in fold] for fold in self.inputs.left_out],
-                pets=[Path(path) for path in self.inputs.pets],
-                volumes=[Path(folder) for folder in self.inputs.volumes],
-                fold_volumes=[
-                    [Path(folder) for folder in fold] for fold in self.inputs.fold_volumes
-                ],
-                histories=[Path(path) for path in self.inputs.histories],
-                records=[read_json(Path(path)) for path in self.inputs.records],
-                precision=self.inputs.precision,
-            ),
             Path(self.inputs.folder),
+            weights=Path(self.inputs.weights),
+            fold_weights=[Path(path) for path in self.inputs.fold_weights],
+            volumes=[Path(folder) for folder in self.inputs.volumes],
+            left_out=[[Path(folder) for folder in fold] for fold in self.inputs.left_out],
+            pets=[Path(path) for path in self.inputs.pets],
+            histories=[Path(path) for path in self.inputs.histories],
+            records=[read_json(Path(path)) for path in self.inputs.records],
+            precision=self.inputs.precision,
         )
         self._results["folder"] = self.inputs.folder
         return runtime

@@ -35,6 +35,7 @@ STORE_SECONDS, STORED_BYTES = 0.5, 5  # per image; per voxel: float32 and its ma
 TRAIN_SECONDS = 5.0  # per training of any kind, to load torch
 TISSUE_SECONDS = 0.8  # per control, each time it is used
 SCORE_SECONDS = 3.0  # per control and row that scores it
+PUBLISH_SECONDS = 3.6  # per control and row, at 1 mm: its errors, and the traits of its T1w
 # CPU seconds per voxel of a tile and epoch, at width 64: docs/training.md, "How long"
 NETWORK_SECONDS = {  # keys: dimensions of tiles, and whether there is a cycle
     (2, False): 1.4e-5,
@@ -200,10 +201,10 @@ def estimate_training(
         Number of threads per step.
     """
     rows, size = list(specs), voxels / VOXELS
-    scoring = controls * size * SCORE_SECONDS
+    scoring, publishing = (controls * size * s for s in (SCORE_SECONDS, PUBLISH_SECONDS))
+    own = (folds + 1) * TRAIN_SECONDS + scoring + publishing  # of each row, whatever it trains
     trainings = [  # each control is in all folds but one, and in the last training
-        folds * _train_seconds(spec, controls, voxels) + (folds + 1) * TRAIN_SECONDS + scoring
-        for spec, _ in rows
+        folds * _train_seconds(spec, controls, voxels) + own for spec, _ in rows
     ]
     longest = max(_train_seconds(spec, controls, voxels) for spec, _ in rows)
     networks = sum(isinstance(spec, ModelSpec) for spec, _ in rows)
@@ -212,7 +213,7 @@ def estimate_training(
     stored = controls * 2 * STORED_BYTES * voxels / GB
     return Estimate(
         sum(trainings) + scoring + controls * size * STORE_SECONDS,
-        TRAIN_SECONDS + longest / threads + scoring / max(folds, 1),
+        TRAIN_SECONDS + longest / threads + scoring / max(folds, 1) + publishing,
         START_SECONDS + SUBJECT_REPORT_SECONDS,
         max([PARTICIPANT_MEMORY, *(memory for _, memory in rows)]),
         images + weights,

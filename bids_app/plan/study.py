@@ -37,6 +37,8 @@ class Study:
         Name → version of the software used.
     fwhm : float
         Smoothing of a synthetic PET, in mm.
+    overlap : bool
+        Whether a synthetic PET is averaged over overlapping triplets, if it is made of triplets.
     """
 
     output_dir: Path
@@ -48,6 +50,7 @@ class Study:
     seed: int
     versions: Mapping[str, str]
     fwhm: float
+    overlap: bool = False
 
 
 def grid_of(settings: Settings) -> Grid:
@@ -67,6 +70,7 @@ def plan_study(settings: Settings, work_dir: Path, versions: Mapping[str, str]) 
         seed=settings.random_seed,
         versions=versions,
         fwhm=settings.smoothing_fwhm,
+        overlap=settings.triplets_overlap,
     )
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,9 @@ def synthetic_path(study: Study, name: str, control: Preprocessed) -> Path:
     )
 
 
-def _output(study: Study, name: str, control: Preprocessed, fold: int, times_mean: float) -> Output:
+def _output(
+    study: Study, name: str, control: Preprocessed, fold: int, *, overlap: bool, times_mean: float
+) -> Output:
     path = synthetic_path(study, name, control)
     source = control.t1w.relative_to(study.output_dir).as_posix()
     sidecar = crossvalidated_pet(
@@ -136,6 +139,7 @@ def _output(study: Study, name: str, control: Preprocessed, fold: int, times_mea
         fold=fold,
         folds=study.folds,
         smoothing_fwhm=study.fwhm,
+        overlap=overlap,
         times_mean=times_mean,
     )
     return path, sidecar
@@ -296,11 +300,10 @@ def plan_model(
     records = [records_path(study, name, fold.number) for fold in folds]
     a_pet = next(pet for control in controls.values() for pet in control.pets)
     times_mean = times_mean_of_image(a_pet)  # the same for all: see choose_controls
+    overlap = study.overlap and isinstance(spec.tiling, SliceTriplets)
+    output = partial(_output, study, name, overlap=overlap, times_mean=times_mean)
     pets = [
-        [
-            _output(study, name, controls[image.participant], fold.number, times_mean)
-            for image in fold.validation
-        ]
+        [output(controls[image.participant], fold.number) for image in fold.validation]
         for fold in folds
     ]
     if initial is not None and initial.card.pet_times_mean != times_mean:
@@ -313,7 +316,9 @@ def plan_model(
     card = card_values(_card(study, name, spec, folds, times_mean=times_mean, initial=first))
     folder = study.output_dir / GENERATORS / name
     bases = bases_of(study, folds)
-    plan = ModelPlan(name, values, seeds, checkpoints, bases, records, pets, card, folder)
+    plan = ModelPlan(
+        name, values, seeds, checkpoints, bases, records, pets, card, folder, overlap=overlap
+    )
     if initial is None:
         return plan
     return replace(plan, initial=initial.folder, initial_sha256=initial.card.sha256)

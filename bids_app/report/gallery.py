@@ -6,6 +6,7 @@ from math import isnan
 from pathlib import Path
 from typing import Final
 
+from bids_app.derivatives.sidecars import read_derivative
 from bids_app.errors import Mri2petError
 from bids_app.nifti import Image
 from bids_app.report.cards import CROSS_VALIDATION
@@ -15,6 +16,7 @@ from bids_app.report.panels import AROUND_BRAIN, DIFFERENCE, UPTAKE, Column, Pan
 from bids_app.report.results import ImageCache, mask_of
 from bids_app.report.table1 import best_model, configuration_of, full_name_of, name_in_short
 from bids_app.synthesis.evaluation import ScoreRecord
+from bids_app.synthesis.models import SECOND_LINES
 
 JUDGED_BY: Final = "ssim_brain"  # metric by which the control is chosen
 GREY: Final = Scale("gray", 0.0, 1.0, "T1w")
@@ -77,7 +79,7 @@ def draw_gallery(
     )
     panel = Panel(title, caption)
     try:
-        return _draw(output_dir, score, space, {m: similarities.get(m) for m in models}, panel)
+        return _draw(output_dir, score, space, models, similarities, panel=panel)
     except Mri2petError as error:
         return replace(panel, missing=str(error))
 
@@ -101,7 +103,9 @@ def _draw(
     output_dir: Path,
     score: ScoreRecord,
     space: str,
-    similarities: Mapping[str, float | None],
+    models: Sequence[str],
+    similarities: Mapping[str, float],
+    *,
     panel: Panel,
 ) -> Panel:
     cache = ImageCache(output_dir)
@@ -112,21 +116,28 @@ def _draw(
     ending = f"trc-18FFDG_space-{space}_desc-synth_pet"
     paths = {
         model: _path(output_dir / CROSS_VALIDATION / model, score, "pet", ending)
-        for model in similarities
+        for model in models
     }
+    lines = {model: _line(model, path) for model, path in paths.items()}
     paths[""] = _real(output_dir, score, space)
     images, faults = cache.take_all(paths, t1w)
     cropped = {name: crop(image, field) for name, image in images.items()}
     grid, real = crop(t1w, field), cropped.pop("", None)
     columns = [
         Column(("", "T1w", ""), Layer("T1w", grid, GREY)),
-        *(_column(m, cropped.get(m), real, ssim) for m, ssim in similarities.items()),
+        *(_column(m, cropped.get(m), real, similarities.get(lines[m])) for m in models),
         Column(("", "Real PET", ""), None if real is None else Layer("Real PET", real, UPTAKE)),
     ]
     sections = _middle(crop(brain, field))
     figure = montage("T1w, SYNTHETIC PET of each model, real PET", columns, sections, grid)
     sentences = [panel.caption, f"Real PET: {paths[''].name}.", *faults]
     return replace(panel, caption=" ".join(sentences), figures=(figure,))
+
+
+def _line(model: str, path: Path) -> str:
+    """Return the line of the table that holds the scores of a synthetic PET."""
+    averaged = read_derivative(path).metadata.get("OverlappingTripletsAveraged") is True
+    return SECOND_LINES.get(model, model) if averaged else model
 
 
 def _column(model: str, pet: Image | None, real: Image | None, ssim: float | None) -> Column:

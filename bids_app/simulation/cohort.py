@@ -228,19 +228,25 @@ def _draw_age_and_sex(plan: CohortPlan, member: SimulatedSubject) -> tuple[int, 
 
 
 def _draw_member(plan: CohortPlan, member: SimulatedSubject, pattern: Volume) -> Person:
-    strength = STRENGTH_OF_TEMPLATE
+    strength, path = STRENGTH_OF_TEMPLATE, None
     if plan.anatomies is None:
         source = template_anatomy(1 if plan.resolution < 2 else 2)
     else:
         maps = find_label_maps(plan.anatomies)
         offset = plan.paired + plan.t1w_only if member.group == "patient" else 0
-        source = load_anatomy(maps[(offset + member.number - 1) % len(maps)])
+        path = maps[(offset + member.number - 1) % len(maps)]
+        source = load_anatomy(path)
         strength = STRENGTH_OF_LABELS
     rng = start_chance(plan, member, 0)
     low, high = plan.lesion_depth
     depths = (low / 100, high / 100) if member.kind == "patient" else None
     atrophy = draw_atrophy(_draw_age_and_sex(plan, member)[0], rng)
-    return draw_person(source, pattern, rng, depths=depths, strength=strength, atrophy=atrophy)
+    try:
+        return draw_person(source, pattern, rng, depths=depths, strength=strength, atrophy=atrophy)
+    except ValueError as error:
+        raise UnusableDataError(
+            f"{path}: {error}; give a map with cortex (labels 3 and 42), or no --patients"
+        ) from error
 
 
 @dataclass(frozen=True)

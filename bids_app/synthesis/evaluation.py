@@ -47,7 +47,7 @@ ROWS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Scores:
-    """Agreement of one synthetic PET with the real one.
+    """Agreement of one synthetic PET with the real one; nan where no voxel can be compared.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def compare_regions(
         See :class:`Scores`.
     """
     counts = np.bincount(regions.ravel())
-    usable = np.flatnonzero(counts >= FEWEST_VOXELS)[1:]  # 0 is no region
+    usable = np.flatnonzero(counts[1:] >= FEWEST_VOXELS) + 1  # 0 is no region
     ratios = []
     for pet in (synthetic, real):
         sums = np.bincount(regions.ravel(), pet.ravel())
@@ -222,9 +222,11 @@ def sweep(
     Returns
     -------
     dict
-        FWHM in mm, from ``FWHM_SWEEP`` → SSIM over the whole volume.
+        FWHM in mm, from ``FWHM_SWEEP`` → SSIM over the whole volume; empty without SSIM.
     """
     _, windows = judged(brain, np.ones_like(brain) if covered is None else covered)
+    if not windows.any():
+        return {}
     return {
         fwhm: ssim(smooth_in_brain(unsmoothed, brain, fwhm=fwhm, zooms=zooms), real, windows)
         for fwhm in FWHM_SWEEP

@@ -72,6 +72,8 @@ class Job:
         Folder of the checkpoint and the history during training.
     initial : Path or None
         Folder of a generator to fine-tune.
+    times_mean : float
+        Scale of the PET, for the tissue model of a conditioned row: see :func:`fit_tissue`.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Job:
     fwhm: float
     folder: Path
     initial: Path | None = None
+    times_mean: float = 0.0
 
 
 def mean_ssim(generator: nn.Module, visits: Sequence[Volumes], spec: Spec, fwhm: float) -> float:
@@ -93,7 +96,7 @@ def mean_ssim(generator: nn.Module, visits: Sequence[Volumes], spec: Spec, fwhm:
         pet = smooth_in_brain(raw, visit.brain, fwhm=fwhm, zooms=visit.owner.zooms)
         _, windows = similarity.judged(visit.brain, visit.covered)
         values.append(similarity.ssim(pet, visit.pet, windows))
-    return float(np.mean(values))
+    return float(np.nanmean(values))  # nan for a PET that covers too little
 
 
 def rows_of(name: str, fit: Fit) -> list[dict[str, object]]:
@@ -127,7 +130,7 @@ def _condition(job: Job) -> None:
     spec = job.spec.condition
     if spec is None or (job.folder / TISSUE_MODEL).exists():
         return
-    model = _fitted(job.name, spec, job.training, job.initial)
+    model = _fitted(job.name, spec, job.training, job.initial, job.times_mean)
     for number, folder in enumerate((*job.training, *job.validation)):
         visit = open_volumes(folder)
         predicted = predict(visit.t1w, model, spec.tiling)
@@ -226,7 +229,7 @@ def _run_tied(fabric: Fabric, job: Job, out: Path) -> None:
 
 
 def _fitted(
-    name: str, spec: TissueSpec, training: Sequence[Path], initial: Path | None
+    name: str, spec: TissueSpec, training: Sequence[Path], initial: Path | None, times_mean: float
 ) -> TissueModel:
     """Fit a tissue model to stored volumes, starting from that of an initial generator if any.
 
@@ -239,7 +242,8 @@ def _fitted(
     tissue = generator.tissue if isinstance(generator, ConditionedGenerator) else generator
     initial_tissue = tissue if isinstance(tissue, TissueModel) else None
     try:
-        return fit_tissue_model(spec, [open_volumes(folder) for folder in training], initial_tissue)
+        visits = [open_volumes(folder) for folder in training]
+        return fit_tissue_model(spec, visits, initial_tissue, times_mean=times_mean)
     except ValueError as error:
         raise UnusableDataError(f"tissue model of fold {name}: {error}") from error
 
@@ -253,6 +257,7 @@ def fit_tissue(
     fwhm: float,
     out: Path,
     initial: Path | None = None,
+    times_mean: float = 0.0,
 ) -> None:
     """Fit a tissue model, and write it like a network trained for one epoch; see :func:`run_job`.
 
@@ -264,6 +269,8 @@ def fit_tissue(
         Cubes of the grid.
     out : Path
         Folder for ``kept.safetensors`` and ``history.tsv``.
+    times_mean : float
+        Scale of the PET: see :func:`bids_app.synthesis.tissue.fit_tissue_model`.
 
     Raises
     ------
@@ -273,7 +280,7 @@ def fit_tissue(
         See :func:`_fitted`.
     """
     started = time.monotonic()
-    model = _fitted(name, spec, training, initial)
+    model = _fitted(name, spec, training, initial, times_mean)
     row = {"fold": name, "epoch": 1, "seconds": round(time.monotonic() - started, 2), "kept": 1}
     visits = [open_volumes(folder) for folder in validation]
     if visits:

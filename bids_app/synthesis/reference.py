@@ -300,7 +300,9 @@ def _mean_quantiles(visits: Sequence[Volumes]) -> NDArray[np.float32]:
     return np.quantile(total[shared] / count[shared], levels).astype(np.float32)
 
 
-def gather_reference(visits: Sequence[Volumes]) -> Reference:
+def gather_reference(
+    visits: Sequence[Volumes], traits: Sequence[Traits] | None = None
+) -> Reference:
     """Compute the reference of training images.
 
     The mean PET is computed at each voxel that is in the brain and covered by the PET in at least
@@ -310,6 +312,8 @@ def gather_reference(visits: Sequence[Volumes]) -> Reference:
     ----------
     visits : sequence of Volumes
         Visits on one grid; at least one.
+    traits : sequence of ndarray, (9,), optional
+        Traits of each T1w, if they are known; see :func:`measure_traits`, which takes 2 s at 1 mm.
     """
     zooms = visits[0].owner.zooms
     looks = np.stack([measure_cubes(visit.t1w, zooms) for visit in visits])
@@ -317,7 +321,8 @@ def gather_reference(visits: Sequence[Volumes]) -> Reference:
     brain: Mask = np.mean(brains, axis=0) >= HALF
     mean, spread = _summarize(looks)
     participants = [visit.owner.participant for visit in visits]
-    traits = [measure_traits(np.asarray(visit.t1w), zooms) for visit in visits]
+    if traits is None:
+        traits = [measure_traits(np.asarray(visit.t1w), zooms) for visit in visits]
     table, novelties = _compare_all(traits, looks, participants, brain)
     known = [part.astype(np.float32) for part in _summarize(table)] if table.size else []
     return Reference(_mean_quantiles(visits), mean, spread, brain, novelties, *known)

@@ -5,9 +5,7 @@ images, and larger for less similar ones. Zotova et al. (2021), who report it in
 name the network; here it is AlexNet, the default of the authors' code.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
-from math import isnan
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -43,7 +41,6 @@ FETCHED_SHA256 = (
     "972b85a274f7af1bc18638c2257488e4740296ea1ddeefe6c5a48da7ece116e3"  # from mri2pet-fetch
 )
 LARGEST = 1 << 28  # bytes of a weights file, which usually has 10 MB; our choice
-REGIONAL = ("suvr", "asymmetry")  # prefixes of scores that may be nan, like LPIPS
 SMALLEST_SIDE = 31  # pixels: 31 → 7 → 3 → 1 with the strides of Lpips
 WEIGHTS_ADVICE = (
     "--lpips-weights needs the tensors of AlexNet's convolutions and the LPIPS v0.1 heads"
@@ -253,13 +250,6 @@ def volume_lpips(
     return VolumeLpips(float(whole / one.shape[-1]), float(chosen / int(counted.sum())))
 
 
-def _refuse_odd(scores: Mapping[str, float], *, lpips: bool) -> None:
-    """Check that no score is nan, except those that may be; a PSNR may be infinite."""
-    for name, value in scores.items():
-        if isnan(value) and not name.startswith(REGIONAL) and (lpips or "lpips" not in name):
-            raise FloatingPointError(f"its {name} is not a number")
-
-
 class Scorer:
     """Collector of the score records of one fold.
 
@@ -311,22 +301,28 @@ class Scorer:
             distance = volume_lpips(self._lpips, shown, real, brain & visit.covered)
         regions = self._regions(visit)
         scores = score(pet, real, brain, distance, covered=visit.covered, regions=regions)
-        _refuse_odd(asdict(scores), lpips=self._lpips is not None)
         owner = visit.owner
         self.records.append(
             ScoreRecord(model, owner.participant, owner.session, self.fold, scores, by_fwhm)
         )
 
-    def score_generator(self, visit: Volumes, generator: nn.Module, tiling: Tiling) -> Volume:
-        """Synthesize the PET of a visit, score it, and return it, (I, J, K) in [0, 1].
+    def score_generator(
+        self, visit: Volumes, generator: nn.Module, tiling: Tiling
+    ) -> tuple[Volume, Volume]:
+        """Synthesize the PET of a visit, and score it.
 
-        The PET from adjacent triplets is returned, as in the paper; that from overlapping triplets
-        is scored, too, for the row's second line.
+        Returns
+        -------
+        ndarray, (I, J, K)
+            PET in [0, 1], from adjacent triplets, as in the paper.
+        ndarray, (I, J, K)
+            That from overlapping triplets, which is scored for the row's second line; the same PET
+            for rows without one.
 
         Raises
         ------
         FloatingPointError
-            If the prediction is not finite, out of range or constant, or a score is nan.
+            If the prediction is not finite, out of range or constant.
         """
         raw = predict(np.asarray(visit.t1w), generator, tiling)
         refuse_flat(raw, np.asarray(visit.t1w))
@@ -335,11 +331,12 @@ class Scorer:
         swept = sweep(raw, visit.pet, visit.brain, zooms=zooms, covered=visit.covered)
         self._record(self.model, visit, pet, swept)
         second = SECOND_LINES.get(self.model)
-        if second is not None and isinstance(tiling, SliceTriplets):
-            raw = predict(np.asarray(visit.t1w), generator, overlap(tiling))
-            averaged = smooth_in_brain(raw, visit.brain, fwhm=self.fwhm, zooms=zooms)
-            self._record(second, visit, averaged, {})
-        return pet
+        if second is None or not isinstance(tiling, SliceTriplets):
+            return pet, pet
+        raw = predict(np.asarray(visit.t1w), generator, overlap(tiling))
+        averaged = smooth_in_brain(raw, visit.brain, fwhm=self.fwhm, zooms=zooms)
+        self._record(second, visit, averaged, {})
+        return pet, averaged
 
     def score_baselines(self, visit: Volumes, mean: Volume) -> None:
         """Score the mean training PET, (I, J, K) in [0, 1], and the visit's own T1w."""

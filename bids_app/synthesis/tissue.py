@@ -39,7 +39,6 @@ RIDGE = 1e-3  # penalty towards the coefficients of the whole brain; our choice
 PULLS = (1e-3, 1e-2, 0.1, 1.0, 10.0)  # penalties towards an initial model; candidates
 PSF_CONTROLS = 8  # controls used to choose the blur, at most; our choice
 GROUPS = 8  # of controls left out in turn, at most; our choice
-SAME_MEAN = 1e-3  # relative; rounding and clipping change a mean by less; our choice
 TERMS = 3  # grey, white, 1
 Moments = NDArray[np.float64]
 Coefficients = NDArray[np.float64]
@@ -234,14 +233,12 @@ def _left_out_error(
     )
 
 
-def _common_mean(visits: Sequence[Volumes]) -> float:
-    """Return the mean in the brain that all PET share; 0 if they do not share one."""
-    means = [float(np.mean(visit.pet[visit.brain & visit.covered])) for visit in visits]
-    return means[0] if np.ptp(means) <= SAME_MEAN * max(means) else 0.0
-
-
 def fit_tissue_model(
-    spec: TissueSpec, visits: Sequence[Volumes], initial: TissueModel | None = None
+    spec: TissueSpec,
+    visits: Sequence[Volumes],
+    initial: TissueModel | None = None,
+    *,
+    times_mean: float = 0.0,
 ) -> TissueModel:
     """Fit a tissue model to controls.
 
@@ -259,6 +256,9 @@ def fit_tissue_model(
         information, coefficients are close to its maps of grey matter, white matter and remainder,
         each multiplied by one factor for the whole brain, because scanners differ. By default they
         are close to the coefficients of the whole brain there.
+    times_mean : float
+        Scale of the PET: see :func:`bids_app.imaging.intensity.scale_to_unit`. Unless it is 0, the
+        mean of every PET in the brain is the reciprocal, and predictions are scaled to it.
 
     Raises
     ------
@@ -299,6 +299,6 @@ def fit_tissue_model(
     coefficients = np.moveaxis(solution, -1, 0)
     model = TissueModel(spec)
     model.coefficients.copy_(torch.from_numpy(coefficients))
-    model.brain_mean.copy_(torch.tensor(_common_mean(visits)))
+    model.brain_mean.copy_(torch.tensor(1 / times_mean if times_mean else 0.0))
     model.psf_sigma.copy_(torch.tensor([psf_fwhm * SIGMA_OF_FWHM / zoom for zoom in zooms]))
     return model.eval()

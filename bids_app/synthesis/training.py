@@ -161,14 +161,6 @@ class Losses:
     discriminator: float
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """Completed epoch: its number, counted from 1, and the mean losses over its steps."""
-
-    number: int
-    losses: Losses
-
-
 def learning_rate(spec: ModelSpec, epoch: int) -> float:
     """Return the learning rate of an epoch, counted from 0.
 
@@ -299,8 +291,8 @@ class Training:
         fakes = torch.stack(self.team.share(list(remembered)))
         return discriminator_loss(translator.discriminator(real), translator.discriminator(fakes))
 
-    def run_epoch(self, batches: Iterable[Batch]) -> Epoch:
-        """Run one step per batch, and count the epoch.
+    def run_epoch(self, batches: Iterable[Batch]) -> Losses:
+        """Run one step per batch, count the epoch, and return the mean losses over its steps.
 
         Raises
         ------
@@ -324,7 +316,7 @@ class Training:
         self.epoch += 1
         mean = self.team.average(total.to(self.fabric.device) / max(steps, 1))
         generator, discriminator = mean.tolist()
-        return Epoch(self.epoch, Losses(generator, discriminator))
+        return Losses(generator, discriminator)
 
 
 def shuffled_batches(
@@ -368,21 +360,6 @@ def _chosen(pair: Pair, spec: ModelSpec, random: torch.Generator) -> list[int]:
         return list(pair.places if pair.places else everything)
     order = torch.randperm(len(pair.places), generator=random)[: spec.tiles_per_volume]
     return [pair.places[int(place)] for place in order]
-
-
-def train(training: Training, pairs: Sequence[Pair]) -> Iterator[Epoch]:
-    """Run the remaining epochs, one at a time.
-
-    Parameters
-    ----------
-    training : Training
-        New training, or one restored from a checkpoint.
-    pairs : sequence of Pair
-        T1w and PET of one person each.
-    """
-    while training.epoch < training.spec.epochs:
-        batches = shuffled_batches(pairs, training.spec, training.random, training.team)
-        yield training.run_epoch(batches)
 
 
 Validate = Callable[[nn.Module], float]
@@ -516,11 +493,11 @@ def resume_training(
         started = time.perf_counter()
         rate = learning_rate(training.spec, training.epoch)
         batches = shuffled_batches(pairs, training.spec, training.random, training.team)
-        epoch = training.run_epoch(batches)
+        losses = training.run_epoch(batches)
         ssim = _validated(fit, validate, last_epoch)
-        losses, seconds = epoch.losses, time.perf_counter() - started
-        line = HistoryRow(epoch.number, losses.generator, losses.discriminator, ssim, rate, seconds)
+        number, seconds = training.epoch, time.perf_counter() - started
+        line = HistoryRow(number, losses.generator, losses.discriminator, ssim, rate, seconds)
         fit.history.append(line)
-        if fit.kept_epoch == epoch.number:
+        if fit.kept_epoch == number:
             fit.keep()
         yield line

@@ -187,6 +187,8 @@ class ModelPlan:
         Card of the generator, as far as known before training.
     folder : Path
         Destination of the generator.
+    overlap : bool
+        Whether the synthetic PET is averaged over overlapping triplets.
     initial : Path or None
         Folder of a generator to fine-tune.
     initial_sha256 : str
@@ -202,6 +204,7 @@ class ModelPlan:
     pets: Sequence[Sequence[Output]]
     card: Mapping[str, object]
     folder: Path
+    overlap: bool = False
     initial: Path | None = None
     initial_sha256: str = ""
 
@@ -236,6 +239,7 @@ def _train(
         digests=visits.digests,
         kept_epochs=[],
         fwhm=fwhm,
+        times_mean=plan.card["pet_times_mean"],
         checkpoints=str(plan.checkpoints[place]),
         initial="" if plan.initial is None else str(plan.initial),
         initial_sha256=plan.initial_sha256,
@@ -253,6 +257,7 @@ def _score(plan: ModelPlan, place: int, fold: Fold, means: ComputeSettings, fwhm
         fold=fold.number,
         spec=dict(plan.spec),
         fwhm=fwhm,
+        overlap=plan.overlap,
         validation=folders_of(fold.validation),
         digests=fold.digests,
         basis=plan.bases[place],
@@ -301,11 +306,8 @@ def init_model_wf(
     publish = PublishGenerator(
         card=dict(plan.card),
         folder=str(plan.folder),
-        fold_participants=[[image.participant for image in fold.training] for fold in folds],
         left_out=[folders_of(fold.validation) for fold in folds],
         volumes=folders_of(everyone),
-        fold_volumes=[folders_of(fold.training) for fold in folds],
-        digests=digests_of(everyone),
     )
     publishing = Node(publish, name="publish", mem_gb=1)
     lists = {
