@@ -381,8 +381,9 @@ def settings_of(**own):
 
 def test_without_names_the_defaults_that_fit_the_template_are_used():
     assert resolve_detectors(settings_of(), None).detectors == DEFAULT_DETECTORS
-    skewed = resolve_detectors(settings_of(template="MNI152NLin6Asym"), None)
-    assert skewed.detectors == ("ocsvm", "zscore")
+    for template in ("MNI152NLin6Asym", "MNIColin27", "OASIS30ANTs"):
+        skewed = resolve_detectors(settings_of(template=template), None)
+        assert skewed.detectors == ("ocsvm", "zscore")
     assert resolve_detectors(settings_of(detectors=("asymmetry",)), None).detectors == (
         "asymmetry",
     )

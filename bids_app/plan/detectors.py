@@ -139,8 +139,8 @@ def encodes_t1w(settings: Settings) -> bool:
 
 
 def _is_skewed(settings: Settings) -> bool:
-    """Return whether the template is asymmetric."""
-    return settings.template.endswith("Asym")
+    """Return whether the template is asymmetric, as all are that do not say otherwise."""
+    return not settings.template.endswith("Sym")
 
 
 def encoder_spec(settings: Settings) -> EncoderSpec:
