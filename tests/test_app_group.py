@@ -667,7 +667,7 @@ def test_what_a_trained_detector_cannot_give_is_told(out):
 def test_a_detector_knows_its_controls_when_their_dataset_was_renamed(out, tmp_path):
     here = out / "detectors" / "real"
     card = replace(read_card(here), dataset="an older title")
-    control = SimpleNamespace(label=card.controls[0].participant, maker=None)
+    control = SimpleNamespace(label=card.controls[0].participant, pet=None, maker=None)
     patients = SimpleNamespace(patients=[control])
     settings = Settings(out, out, "group", detectors=card.detectors)
     with pytest.raises(UnusableDataError, match=f"was trained on sub-{control.label}, now"):

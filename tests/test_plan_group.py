@@ -12,11 +12,19 @@ from hypothesis import strategies as st
 
 from bids_app import nifti
 from bids_app.derivatives.find import Preprocessed
+from bids_app.derivatives.paths import sidecar_path
 from bids_app.detection.detectors import DEFAULT_DETECTORS
 from bids_app.errors import UnusableDataError, UsageError
+from bids_app.files import write_json
 from bids_app.nifti import open_arrays, read_digest, read_owner
 from bids_app.plan.cohort import Participant, SyntheticMaker
-from bids_app.plan.detectors import encoder_spec, encodes_t1w, refuse_settings, resolve_detectors
+from bids_app.plan.detectors import (
+    encoder_spec,
+    encodes_t1w,
+    refuse_card,
+    refuse_settings,
+    resolve_detectors,
+)
 from bids_app.plan.group import (
     assign_folds,
     choose_training_images,
@@ -420,6 +428,31 @@ def test_a_detector_that_does_not_tell_its_direction_is_refused(card, name):
     del card.parameters[name]
     with pytest.raises(UnusableDataError, match=r"mri2pet 0\.2, does not record in which"):
         resolve_detectors(settings_of(), card)
+
+
+@pytest.mark.parametrize(
+    ("of_patient", "of_controls", "fits"),
+    [
+        ({"TimesBrainMean": 2.5}, {"times_mean": 2.5}, True),
+        ({"Percentile": 99.9}, {"times_mean": 0.0}, True),
+        ({"Percentile": 99.9}, {"times_mean": 2.5}, False),
+        ({"TimesBrainMean": 2.5}, {"times_mean": 0.0}, False),
+        ({"Percentile": 99.9}, {}, False),  # it is not known how the controls' were scaled
+    ],
+)
+def test_a_detector_is_not_applied_to_pet_on_another_scale(
+    card, tmp_path, of_patient, of_controls, fits
+):
+    pet = tmp_path / "sub-p1_desc-preproc_pet.nii.gz"
+    write_json(sidecar_path(pet), {"IntensityScaling": of_patient})
+    patient = SimpleNamespace(label="p1", pet=pet, maker=None)
+    card.controls, card.parameters = (), {**card.parameters, **of_controls}
+    settings = settings_of(detectors=("zscore",))
+    if fits:
+        refuse_card(tmp_path, card, settings, [patient])
+        return
+    with pytest.raises(UnusableDataError, match=r"not on the scale .* with --paper if"):
+        refuse_card(tmp_path, card, settings, [patient])
 
 
 def test_left_and_right_are_not_compared_on_a_template_that_is_not_symmetric():

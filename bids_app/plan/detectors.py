@@ -65,7 +65,7 @@ BRAIN_SHARE = 0.9  # of controls; our choice
 BYTES = 4  # per float
 CLUSTERS = "clusters"  # folder of the clusters of all images, in the work folder
 CHECKS = "checks"  # folder of the comparisons of synthetic with real PET, there
-GENERATORS = "synthetic_generators"  # key among a card's parameters
+GENERATORS, TIMES_MEAN = "synthetic_generators", "times_mean"  # keys among a card's parameters
 INTENDED_USE = (
     "Mapping deviations from healthy controls in FDG PET acquired and preprocessed like the "
     "training set. For research only; not a basis for decisions about a patient."
@@ -330,7 +330,12 @@ def _plan_set(
     notes = _describe_replaced(folder, settings)
     by_label = {control.label: control.maker for control in cohort.controls}
     makers = [by_label[image.participant] for image in trained if not image.real]
-    parameters = _parameters(settings, fitting) | described(cohort, trained)
+    times_mean = times_mean_of_image(trained[0].volumes["pet"])  # equal for all: choose_subjects
+    parameters = {
+        **_parameters(settings, fitting),
+        TIMES_MEAN: times_mean,
+        **described(cohort, trained),
+    }
     for detector in _detectors_of(name, settings):
         seen, folds[detector], more = _folds_of(detector, study, trained, dealt, cohort)
         notes += more
@@ -352,7 +357,7 @@ def _plan_set(
     }
     averages = zip(
         control_average_paths(root, study.space),
-        _describe_averages(name, study, cohort, trained),
+        _describe_averages(name, study, cohort, trained, times_mean),
         strict=True,
     )
     graph = init_training_set_wf(
@@ -372,7 +377,7 @@ def _plan_set(
 
 
 def _describe_averages(
-    name: str, study: Study, cohort: Subjects, trained: Sequence[StoredImage]
+    name: str, study: Study, cohort: Subjects, trained: Sequence[StoredImage], times_mean: float
 ) -> list[Sidecar]:
     """Describe the mean and the SD of the PET of a training set."""
     pets = [image.volumes["pet"] for image in trained]
@@ -382,7 +387,7 @@ def _describe_averages(
         study.space,
         training_set=name,
         version=study.versions["mri2pet"],
-        times_mean=times_mean_of_image(pets[0]),  # the same for all: see choose_subjects
+        times_mean=times_mean,
         covariates=tuple(cohort.description),
     )
 
@@ -469,8 +474,9 @@ def refuse_card(
     Raises
     ------
     UnusableDataError
-        If none of the requested detectors is there, a patient is one of its controls, or a
-        synthetic PET to compare with was made by another generator.
+        If none of the requested detectors is there, a patient is one of its controls, the PET of a
+        patient is on another scale than those of the controls, or a synthetic PET to compare with
+        was made by another generator.
     """
     detectors = _detectors_to_apply(card, settings)
     if not detectors:
@@ -485,6 +491,7 @@ def refuse_card(
         raise UnusableDataError(
             f"{folder}: was trained on {both}, now selected as patients; correct --patient-query"
         )
+    _refuse_other_scales(folder, card, patients)
     for detector in needing_synthetic(detectors):
         _refuse_other_generators(detector, folder, card, patients)
 
@@ -497,6 +504,16 @@ def _is_of_dataset(folder: Path, card: DetectorCard, output_dir: Path) -> bool:
 
 def _detectors_to_apply(card: DetectorCard, settings: Settings) -> list[str]:
     return [detector for detector in settings.detectors if detector in card.detectors]
+
+
+def _refuse_other_scales(folder: Path, card: DetectorCard, patients: Sequence[Participant]) -> None:
+    for patient in patients:
+        if patient.pet and times_mean_of_image(patient.pet) != card.parameters.get(TIMES_MEAN):
+            raise UnusableDataError(
+                f"{patient.pet}: is not on the scale (IntensityScaling in its sidecar) of the "
+                f"controls' PET in {folder}; run the participant level again with --paper if it "
+                "was used for them, and without it if not"
+            )
 
 
 def _refuse_other_generators(
