@@ -472,8 +472,9 @@ def read_columns(output_dir: Path, columns: Sequence[str]) -> dict[str, dict[str
     Returns
     -------
     dict
-        Cells by label without ``sub-`` and by column, as numbers if all cells of the column are;
-        n/a cells are left out.
+        Cells by label without ``sub-`` and by column, those that are numbers as numbers, unless
+        ``participants.json`` lists the ``Levels`` of the column, which makes them codes; n/a cells
+        are left out.
 
     Raises
     ------
@@ -490,9 +491,19 @@ def read_columns(output_dir: Path, columns: Sequence[str]) -> dict[str, dict[str
                 f"{output_dir / 'participants.tsv'}: there is no column {column}; columns are "
                 f"{', '.join(names)}{_quote_remarks(output_dir)}"
             )
+    entries = _described(output_dir)
+    codes = {c for c in columns if isinstance(e := entries.get(c), dict) and e.get("Levels")}
     labels = [str(label).removeprefix("sub-") for label in table["participant_id"]]
-    cells = [row.dropna().to_dict() for _, row in table[list(columns)].iterrows()]
-    return dict(zip(labels, cells, strict=True))
+    return {
+        label: {c: _value(cell, code=c in codes) for c, cell in row.dropna().items()}
+        for label, (_, row) in zip(labels, table[list(columns)].iterrows(), strict=True)
+    }
+
+
+def _value(cell: float | str, *, code: bool) -> float | str:
+    if code:
+        return cell if isinstance(cell, str) else f"{cell:.15g}"
+    return float(cell) if isinstance(cell, float) or NUMBER.fullmatch(cell) else cell
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -470,13 +470,17 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
     if not names:
         return cohort
     cells = read_columns(settings.output_dir, names)
-    controls, problems = _with_cells(cohort.controls, cells, names)
+    real = {control.label for control in cohort.controls if control.pet is not None}
+    used = [c for c in cohort.controls if c.label in real or settings.training_set != ("real",)]
+    controls, problems = _with_cells(used, cells, names)
     patients, lost = _with_cells(cohort.patients, cells, names)
     problems += lost
     if description is None:
-        description = _describe(
-            names, {control.label: cells[control.label] for control in controls}
-        )
+        # A set of real PET knows nothing of controls without one
+        known = [
+            c.label for c in controls if c.label in real or "real" not in settings.training_set
+        ]
+        description = _describe(names, {label: cells[label] for label in known})
     rows, notes = dict[str, list[float]](), list[str]()
     for person in [*controls, *patients]:
         try:
@@ -491,7 +495,7 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
         ]
     return replace(
         cohort,
-        controls=tuple(control for control in controls if control.label in rows),
+        controls=tuple(c for c in cohort.controls if c.label in rows or c not in used),
         patients=tuple(patient for patient in patients if patient.label in rows),
         notes=(*cohort.notes, *dict.fromkeys(notes)),
         problems=(*cohort.problems, *{problem.sentence: problem for problem in problems}.values()),
