@@ -522,6 +522,19 @@ def test_of_several_pets_of_a_session_joint_tables_tell_of_the_first(run):
     assert {(point.n, point.found) for point in read_curve(run.out)} == {(1, 1)}
 
 
+def test_detectors_are_compared_on_the_same_pet_of_a_session(run):
+    """The map of run-1 by one detector was lost; run-2 does not cover one of the lesions."""
+    run.add("p1", [4], run="run-2_", lesions=1, overlaps=[[8.0]])
+    run.add("p1", [4], run="run-2_", lesions=1, overlaps=[[0.0]], detector="zscore")
+    run.add("p1", [9], run="run-1_", lesions=2, overlaps=[[8.0, 0.0]], detector="zscore")
+    run.add("p2", [5], lesions=1, overlaps=[[8.0]])
+    run.add("p2", [5], lesions=1, overlaps=[[8.0]], detector="zscore")
+    run.write()
+    listed = [(one.detector, one.participant) for one in read_all_clusters(run.out)]
+    assert listed == [("zscore", "p1"), ("ocsvm", "p2"), ("zscore", "p2")]
+    assert {(test.unit, test.n) for test in read_tests(run.out)} == {("lesion", 1), ("patient", 1)}
+
+
 # Curves
 
 

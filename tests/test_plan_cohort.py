@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from cohorts import write_control, write_controls, write_out_of_fold, write_synthetic
 
+from bids_app import nifti
+from bids_app.derivatives.detections import native_t1w, template_to_t1w
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError, UsageError
 from bids_app.files import read_json, write_json, write_tsv
 from bids_app.plan.cohort import SyntheticMaker, choose_controls, choose_subjects
-from bids_app.plan.group import take_covariates
+from bids_app.plan.group import keep_usable, take_covariates
 from bids_app.plan.problems import error_of
+from bids_app.plan.study import plan_study
 from bids_app.settings import Settings
 from bids_app.synthesis.card import Card, card_values
 from bids_app.synthesis.models import MODELS
@@ -774,6 +777,21 @@ def test_people_that_cannot_be_compared_with_are_refused(out, label):
     without = choose(out, exclude_participant_label=(label,))
     assert without.notes == ()
     assert label not in labels((*without.controls, *without.patients))
+
+
+def test_a_pet_on_another_grid_does_not_cost_the_patient_the_others(out):
+    first, second = pet_of(out, "p1"), second_pet(out, "p1", "run-2")
+    image = nifti.load(second)
+    nifti.save(nifti.Image(image.data[1:], image.affine), second)
+    people = choose(out)
+    for visit in {patient.visit for patient in people.patients}:
+        native_t1w(visit).touch()
+        template_to_t1w(visit).touch()
+    settings = Settings(Path("/raw"), out, "group", sloppy=True)
+    usable = keep_usable(plan_study(settings, out / "work", {}), people, synthetic=False)
+    assert [patient.pet for patient in usable.patients] == [first, pet_of(out, "p2")]
+    assert usable.controls == people.controls
+    assert the_problem(usable, "p1", f"{second.name}: its grid is not that of") == 65
 
 
 # Covariates

@@ -61,7 +61,6 @@ from bids_app.plan.group import (
     Lesions,
     assume_cohort,
     keep_usable,
-    keep_with_t1w,
     refuse_knowledge,
     take_covariates,
 )
@@ -313,11 +312,18 @@ def _complete(folder: Path, seen: Iterable[ImageClusters]) -> None:
         detections.sign(path, sha256)
 
 
-def _first_pets(seen: Iterable[ImageClusters]) -> list[ImageClusters]:
-    first: dict[tuple[object, ...], ImageClusters] = {}
-    for image in seen:
-        first.setdefault((*image.row, image.subject, image.scored_image.image.session), image)
-    return list(first.values())
+def _first_pets(patients: Sequence[ImageClusters]) -> list[ImageClusters]:
+    """Keep the first PET of each session that has a map, the same one for all detectors."""
+    first: dict[tuple[str, str | None], Path] = {}
+    for patient in patients:
+        visit, pet = _visit_and_pet(patient)
+        first[visit] = min(first.get(visit, pet), pet)
+    return [patient for patient in patients if _visit_and_pet(patient) in first.items()]
+
+
+def _visit_and_pet(patient: ImageClusters) -> tuple[tuple[str, str | None], Path]:
+    image = patient.scored_image.image
+    return (image.participant, image.session), image.volumes["pet"]
 
 
 def _write_table(patient: ImageClusters, limit: int, controls: int) -> None:
@@ -477,8 +483,7 @@ def _refuse(
     usable = keep_usable(study, subjects, synthetic=_needs_synthetic(settings, card))
     if not usable.patients:
         raise error_of([*subjects.problems, *usable.problems])
-    # for all patients: one with a PET on another grid, unusable here, may have other PETs
-    lesions = refuse_knowledge(settings, keep_with_t1w(subjects.patients)[0])
+    lesions = refuse_knowledge(settings, usable.patients)
     cohort = assume_cohort(study, usable, synthetic=_needs_synthetic(settings, card))
     try:
         if card is None:
