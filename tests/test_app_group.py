@@ -35,7 +35,7 @@ from nilearn.image import load_img
 from nipype.interfaces.io import BIDSDataGrabber
 
 from bids_app import nifti, templates
-from bids_app.app import participant
+from bids_app.app import group, participant
 from bids_app.cli import main, parse
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.detections import (
@@ -764,18 +764,21 @@ def with_ages(out, folder, ages):
 
 def test_a_covariate_is_taken_out_here_and_where_the_detector_is_applied(out, tmp_path, capsys):
     (tmp_path / "here").mkdir()
-    there = with_ages(out, tmp_path / "here", {"c6": "n/a", "p1": 99})
+    there = with_ages(out, tmp_path / "here", {"c6": "n/a", "p1": 99, "p2": 40})
     wanted = ("--covariates", "age", "--detectors", "ocsvm", "zscore", "--folds", "5")
     with without_pages():
         assert main(arguments(there, *wanted)) == 1  # c6 is excluded
         said = " ".join(capsys.readouterr().err.split())
         assert "sub-c6: participants.tsv has n/a in age, which --covariates names" in said
-        assert "sub-p1: age 99 is outside the range of the controls, 30 to 74; its exp" in said
+        assert "sub-p1: age 99 is outside the range of the controls, 30 to 46; its exp" in said
+        assert "sub-p2: age" not in said
         card = read_card(there / "detectors" / "real")
-        assert card.parameters["covariates"]["age"]["high"] == 74
+        assert (
+            card.parameters["covariates"]["age"]["high"] == 46
+        )  # those without a real PET do not count
         assert len(card.parameters["covariate_rows"]) == len(card.controls) == 5
         (tmp_path / "there").mkdir()
-        again = with_ages(out, tmp_path / "there", {"p1": 99})
+        again = with_ages(out, tmp_path / "there", {"p1": 99, "p2": 40})
         detector = ("--detector", str(there / "detectors" / "real"))
         assert main(arguments(again, *detector)) == 0
     for name in ("ocsvm", "zscore"):
@@ -1042,6 +1045,17 @@ def test_a_dry_run_tells_and_writes_nothing(out, capsys):
         assert line[9].startswith(made)
     assert not any("…" in word for line in said for word in line)
     assert files(out) == before
+
+
+@pytest.mark.parametrize(("which", "sizes"), [("t1w-only", [6, 12, 6]), ("all", [6, 18, 12])])
+def test_a_dry_run_estimates_the_training_sets_that_are_used(out, monkeypatch, which, sizes):
+    estimated, whole = [], group.estimate_group
+    monkeypatch.setattr(
+        group, "estimate_group", lambda **told: estimated.append(told) or whole(**told)
+    )
+    options = ("--training-set", *SETS, "--synthetic-controls", which)
+    assert main(arguments(out, "--dry-run", *options)) == 0
+    assert [told["controls"] for told in estimated] == sizes
 
 
 def test_a_dry_run_tells_who_is_not_used_and_refuses_what_the_run_would(out, capsys):

@@ -46,6 +46,8 @@ from bids_app.plan.detectors import (
     CLUSTERS,
     checks_of,
     describe_version,
+    detectors_of,
+    detectors_to_apply,
     encoder_spec,
     plan_applied,
     plan_sets,
@@ -60,6 +62,7 @@ from bids_app.plan.group import (
     VOLUMES,
     Lesions,
     assume_cohort,
+    choose_training_images,
     keep_usable,
     refuse_knowledge,
     take_covariates,
@@ -495,7 +498,7 @@ def _refuse(
         report_notes(console, [], [*early, *usable.problems])  # lost subjects may be the cause
         raise
     problems = (*usable.problems, *lesions.problems)
-    return replace(usable, notes=lesions.notes, problems=problems), lesions
+    return replace(cohort, notes=lesions.notes, problems=problems), lesions
 
 
 def _needs_synthetic(settings: Settings, card: DetectorCard | None) -> bool:
@@ -532,20 +535,20 @@ def _estimate(
     """Report the resources that a run would need."""
     spec = encoder_spec(settings)
     grid = grid_of(settings)
-    real = sum(control.pet is not None for control in usable.controls)
-    synthetic = sum(control.pet is None for control in usable.controls)
-    sizes = {"real": real, "hybrid": real + synthetic, "synthetic": real + synthetic}
     names = settings.training_set if card is None else (card.name,)
     estimates = []
     for name in names:
-        fitted = [
-            detector for detector in settings.detectors if name in DETECTORS[detector].training_sets
-        ]
-        used = fitted if card is None else settings.detectors
+        if card is None:
+            used = detectors_of(name, settings)
+            controls = len(
+                choose_training_images(name, usable.controls, settings.synthetic_controls)
+            )
+        else:
+            used, controls = detectors_to_apply(card, settings), len(card.controls)
         svms = sum(DETECTORS[detector].method == "svm" for detector in used)
         estimates.append(
             estimate_group(
-                controls=sizes[name] if card is None else len(card.controls),
+                controls=controls,
                 patients=len(usable.patients),
                 folds=settings.folds if card is None else card.folds,
                 svms=svms,

@@ -259,7 +259,7 @@ def refuse_sets(study: Study, settings: Settings, cohort: Subjects) -> None:
     dealt = assign_folds(cohort.controls, study.folds, study.seed)
     for name in settings.training_set:
         trained = choose_training_images(name, cohort.controls, settings.synthetic_controls)
-        for detector in _detectors_of(name, settings):
+        for detector in detectors_of(name, settings):
             _folds_of(detector, study, trained, dealt, cohort)
 
 
@@ -271,11 +271,11 @@ def refuse_applied(card: DetectorCard, settings: Settings, cohort: Subjects) -> 
     UnusableDataError
         See :func:`plan_applied`.
     """
-    for detector in _detectors_to_apply(card, settings):
+    for detector in detectors_to_apply(card, settings):
         _usable_by(detector, cohort)
 
 
-def _detectors_of(training_set: str, settings: Settings) -> list[str]:
+def detectors_of(training_set: str, settings: Settings) -> list[str]:
     """List the detectors that can be fitted to a training set."""
     return [name for name in settings.detectors if training_set in DETECTORS[name].training_sets]
 
@@ -336,7 +336,7 @@ def _plan_set(
         TIMES_MEAN: times_mean,
         **described(cohort, trained),
     }
-    for detector in _detectors_of(name, settings):
+    for detector in detectors_of(name, settings):
         seen, folds[detector], more = _folds_of(detector, study, trained, dealt, cohort)
         notes += more
         if name == "real" and DETECTORS[detector].method == "svm":
@@ -478,7 +478,7 @@ def refuse_card(
         patient is on another scale than those of the controls, or a synthetic PET to compare with
         was made by another generator.
     """
-    detectors = _detectors_to_apply(card, settings)
+    detectors = detectors_to_apply(card, settings)
     if not detectors:
         raise UnusableDataError(
             f"{folder}: contains {', '.join(card.detectors)}; choose --detectors from these"
@@ -502,7 +502,8 @@ def _is_of_dataset(folder: Path, card: DetectorCard, output_dir: Path) -> bool:
     return made_here or is_one_of(card.dataset, dataset_names(output_dir))
 
 
-def _detectors_to_apply(card: DetectorCard, settings: Settings) -> list[str]:
+def detectors_to_apply(card: DetectorCard, settings: Settings) -> list[str]:
+    """List the detectors on a card that the settings request."""
     return [detector for detector in settings.detectors if detector in card.detectors]
 
 
@@ -748,7 +749,7 @@ def plan_applied(
         *_describe_other_clusters(card, settings),
     ]
     scored = list[ScoredImage]()
-    for detector in _detectors_to_apply(card, settings):
+    for detector in detectors_to_apply(card, settings):
         seen, more = _usable_by(detector, cohort)
         notes += more
         origin = _origin(study, settings, cohort, detector, card.name, card=made_by)
