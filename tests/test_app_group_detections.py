@@ -29,6 +29,7 @@ from bids_app.derivatives.detections import (
     read_tests,
     root_of,
 )
+from bids_app.derivatives.paths import sidecar_path
 from bids_app.detection.card import (
     CARD,
     CONTROL_CLUSTERS,
@@ -471,7 +472,9 @@ def test_without_places_there_is_no_table_in_the_space_of_the_t1w(run):
     assert run.seen[0].scored_image.paths["table"].is_file()
     table = own.paths["table_in_t1w"]
     assert not table.exists()
-    assert own.stale == [own.clusters, own.places, table, table.with_suffix(".json")]
+    images = [own.paths[name] for name in ("statmap_in_t1w", "labels_in_t1w")]
+    others = [*images, *map(sidecar_path, images), table, table.with_suffix(".json")]
+    assert {*own.stale} == {own.clusters, own.places, *others}
 
 
 @pytest.mark.parametrize("told", [{}, {"places": 3}, {"places": [{"rank": 1}]}])

@@ -532,11 +532,15 @@ class ScoredImage:
 
     @property
     def stale(self) -> list[Path]:
-        """Results of an earlier run that this one rewrites unless it fails."""
+        """Results of an earlier run that this one rewrites unless it fails.
+
+        The map in the template's space stays if a new one fails, with all that belongs to it there;
+        in the T1w's space, an old map beside a new one in the template's would pass for its copy.
+        """
         if self.places is None:
             return [self.clusters]
-        table = self.paths["table_in_t1w"]
-        return [self.clusters, self.places, table, sidecar_path(table)]
+        on_t1w = [self.paths[f"{name}_in_t1w"] for name in ("statmap", "labels", "table")]
+        return [self.clusters, self.places, *on_t1w, *map(sidecar_path, on_t1w)]
 
     def output(self, name: str) -> Output:
         """Return the path of a result, and the contents of its sidecar."""
