@@ -704,7 +704,7 @@ def init_lesions_wf(
     orientation : str
         Axis code confirmed by the user, for a mask whose header has none.
     """
-    carry = _labels_to_t1w_node(mask, reference, orientation, mem_gb=2)
+    carry = _resample_labels_node(mask, reference, orientation, mem_gb=2)
     if transforms:
         carry.inputs.transforms = [str(path) for path in transforms]
     workflow = Workflow(name)
@@ -729,12 +729,12 @@ def init_atlas_wf(
         Axis code confirmed by the user, for an atlas whose header has none.
     """
     save = Node(SaveFile(out_file=str(output)), name="save")
-    carry, workflow = _labels_to_t1w_node(atlas, reference, orientation), Workflow(name)
+    carry, workflow = _resample_labels_node(atlas, reference, orientation), Workflow(name)
     workflow.connect([(carry, save, [("image", "in_file")])])
     return workflow
 
 
-def _labels_to_t1w_node(
+def _resample_labels_node(
     labels: Path, reference: Path, orientation: str, mem_gb: float = 0.2
 ) -> Node:
     carry = ResampleLabels(
