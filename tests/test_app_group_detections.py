@@ -279,12 +279,19 @@ def test_maps_tell_by_which_detector_they_were_made(run):
     assert signatures(run) == [card, card, None]
 
 
-def test_the_card_of_an_earlier_run_does_not_sign_maps_of_another(run):
+@pytest.mark.parametrize(
+    "card",
+    [card_values(replace(CARD_OF, files={CONTROL_CLUSTERS: "0" * 64})), {"version": "0.1"}],
+    ids=["complete", "of 0.1"],
+)
+def test_the_card_of_an_earlier_run_does_not_sign_maps_of_another(run, card):
     folder = run.out / "detectors" / "real"
-    write_json(folder / CARD, card_values(replace(CARD_OF, files={CONTROL_CLUSTERS: "0" * 64})))
+    write_json(folder / CARD, card)
     run.add("p1", [20])
     run.write()
     assert signatures(run) == [None]
+    assert read_json(folder / CARD)["version"] == card["version"]
+    assert read_all_clusters(run.out)
 
 
 def test_a_map_that_could_not_be_carried_is_not_signed(run):
