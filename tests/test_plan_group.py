@@ -17,8 +17,9 @@ from bids_app.detection.detectors import DEFAULT_DETECTORS
 from bids_app.errors import UnusableDataError, UsageError
 from bids_app.files import write_json
 from bids_app.nifti import open_arrays, read_digest, read_owner
-from bids_app.plan.cohort import Participant, SyntheticMaker
+from bids_app.plan.cohort import Participant, Subjects, SyntheticMaker
 from bids_app.plan.detectors import (
+    _describe_averages,
     encoder_spec,
     encodes_t1w,
     refuse_card,
@@ -381,6 +382,14 @@ def test_the_card_tells_real_from_synthetic():
     for one in told:
         made = ("g", "a" * 64) if one["synthetic"] else ("", "")
         assert (one["generator"], one["generator_sha256"]) == made
+
+
+def test_averages_tell_controls_from_their_pet():
+    """Two of the three controls have a real and a synthetic PET."""
+    trained = choose_training_images("hybrid", pictured(["both", "both", "real"]), "all")
+    told = _describe_averages("hybrid", SCREENING, Subjects(()), trained, 2.5)[0]
+    assert (told["NumberOfControls"], told["NumberOfSyntheticPET"]) == (3, 2)
+    assert "Mean over 5 FDG PET, of which 2 are SYNTHETIC, of 3 controls" in told["Description"]
 
 
 def settings_of(**own):

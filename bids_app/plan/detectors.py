@@ -385,6 +385,7 @@ def _describe_averages(
     return describe_control_averages(
         [(uri, not image.real) for uri, image in zip(uris, trained, strict=True)],
         study.space,
+        controls=len({image.participant for image in trained}),
         training_set=name,
         version=study.versions["mri2pet"],
         times_mean=times_mean,
