@@ -1011,6 +1011,19 @@ def test_a_control_has_no_part_in_the_fold_that_scores_it(out, unlucky):
     assert np.linalg.norm(np.subtract((first.x, first.y, first.z), LESION)) < 10
 
 
+@pytest.mark.parametrize("label", ["c3", "p1"])
+def test_who_has_the_images_of_a_control_under_another_label_is_refused(
+    out, tmp_path, capsys, label
+):
+    there = copy_of(out, tmp_path, *MADE)
+    for one in there.glob("sub-c1/*/*_space-*"):
+        shutil.copy(one, str(one).replace("sub-c1", f"sub-{label}"))
+    assert main(arguments(there, "--detectors", "zscore")) == 65
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"sub-c1 and sub-{label} have the same images, voxel by voxel" in said
+    assert not list(there.rglob("*statmap*"))
+
+
 def test_fewer_controls_than_folds(out, tmp_path, capsys):
     there = copy_of(out, tmp_path, *MADE, "sub-c[3-9]", "sub-d*", "sub-p2")
     assert main(arguments(there, "--folds", "3", "--participant-label", "p1")) == 65
