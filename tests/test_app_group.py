@@ -35,7 +35,7 @@ from nilearn.image import load_img
 from nipype.interfaces.io import BIDSDataGrabber
 
 from bids_app import nifti, templates
-from bids_app.app import participant
+from bids_app.app import group, participant
 from bids_app.cli import main, parse
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.detections import (
@@ -667,7 +667,7 @@ def test_what_a_trained_detector_cannot_give_is_told(out):
 def test_a_detector_knows_its_controls_when_their_dataset_was_renamed(out, tmp_path):
     here = out / "detectors" / "real"
     card = replace(read_card(here), dataset="an older title")
-    control = SimpleNamespace(label=card.controls[0].participant, maker=None)
+    control = SimpleNamespace(label=card.controls[0].participant, pet=None, maker=None)
     patients = SimpleNamespace(patients=[control])
     settings = Settings(out, out, "group", detectors=card.detectors)
     with pytest.raises(UnusableDataError, match=f"was trained on sub-{control.label}, now"):
@@ -764,18 +764,21 @@ def with_ages(out, folder, ages):
 
 def test_a_covariate_is_taken_out_here_and_where_the_detector_is_applied(out, tmp_path, capsys):
     (tmp_path / "here").mkdir()
-    there = with_ages(out, tmp_path / "here", {"c6": "n/a", "p1": 99})
+    there = with_ages(out, tmp_path / "here", {"c6": "n/a", "p1": 99, "p2": 40})
     wanted = ("--covariates", "age", "--detectors", "ocsvm", "zscore", "--folds", "5")
     with without_pages():
         assert main(arguments(there, *wanted)) == 1  # c6 is excluded
         said = " ".join(capsys.readouterr().err.split())
         assert "sub-c6: participants.tsv has n/a in age, which --covariates names" in said
-        assert "sub-p1: age 99 is outside the range of the controls, 30 to 74; its exp" in said
+        assert "sub-p1: age 99 is outside the range of the controls, 30 to 46; its exp" in said
+        assert "sub-p2: age" not in said
         card = read_card(there / "detectors" / "real")
-        assert card.parameters["covariates"]["age"]["high"] == 74
+        assert (
+            card.parameters["covariates"]["age"]["high"] == 46
+        )  # those without a real PET do not count
         assert len(card.parameters["covariate_rows"]) == len(card.controls) == 5
         (tmp_path / "there").mkdir()
-        again = with_ages(out, tmp_path / "there", {"p1": 99})
+        again = with_ages(out, tmp_path / "there", {"p1": 99, "p2": 40})
         detector = ("--detector", str(there / "detectors" / "real"))
         assert main(arguments(again, *detector)) == 0
     for name in ("ocsvm", "zscore"):
@@ -1008,6 +1011,19 @@ def test_a_control_has_no_part_in_the_fold_that_scores_it(out, unlucky):
     assert np.linalg.norm(np.subtract((first.x, first.y, first.z), LESION)) < 10
 
 
+@pytest.mark.parametrize("label", ["c3", "p1"])
+def test_who_has_the_images_of_a_control_under_another_label_is_refused(
+    out, tmp_path, capsys, label
+):
+    there = copy_of(out, tmp_path, *MADE)
+    for one in there.glob("sub-c1/*/*_space-*"):
+        shutil.copy(one, str(one).replace("sub-c1", f"sub-{label}"))
+    assert main(arguments(there, "--detectors", "zscore")) == 65
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"sub-c1 and sub-{label} have the same images, voxel by voxel" in said
+    assert not list(there.rglob("*statmap*"))
+
+
 def test_fewer_controls_than_folds(out, tmp_path, capsys):
     there = copy_of(out, tmp_path, *MADE, "sub-c[3-9]", "sub-d*", "sub-p2")
     assert main(arguments(there, "--folds", "3", "--participant-label", "p1")) == 65
@@ -1042,6 +1058,17 @@ def test_a_dry_run_tells_and_writes_nothing(out, capsys):
         assert line[9].startswith(made)
     assert not any("…" in word for line in said for word in line)
     assert files(out) == before
+
+
+@pytest.mark.parametrize(("which", "sizes"), [("t1w-only", [6, 12, 6]), ("all", [6, 18, 12])])
+def test_a_dry_run_estimates_the_training_sets_that_are_used(out, monkeypatch, which, sizes):
+    estimated, whole = [], group.estimate_group
+    monkeypatch.setattr(
+        group, "estimate_group", lambda **told: estimated.append(told) or whole(**told)
+    )
+    options = ("--training-set", *SETS, "--synthetic-controls", which)
+    assert main(arguments(out, "--dry-run", *options)) == 0
+    assert [told["controls"] for told in estimated] == sizes
 
 
 def test_a_dry_run_tells_who_is_not_used_and_refuses_what_the_run_would(out, capsys):

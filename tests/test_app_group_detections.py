@@ -29,6 +29,7 @@ from bids_app.derivatives.detections import (
     read_tests,
     root_of,
 )
+from bids_app.derivatives.paths import sidecar_path
 from bids_app.detection.card import (
     CARD,
     CONTROL_CLUSTERS,
@@ -278,12 +279,19 @@ def test_maps_tell_by_which_detector_they_were_made(run):
     assert signatures(run) == [card, card, None]
 
 
-def test_the_card_of_an_earlier_run_does_not_sign_maps_of_another(run):
+@pytest.mark.parametrize(
+    "card",
+    [card_values(replace(CARD_OF, files={CONTROL_CLUSTERS: "0" * 64})), {"version": "0.1"}],
+    ids=["complete", "of 0.1"],
+)
+def test_the_card_of_an_earlier_run_does_not_sign_maps_of_another(run, card):
     folder = run.out / "detectors" / "real"
-    write_json(folder / CARD, card_values(replace(CARD_OF, files={CONTROL_CLUSTERS: "0" * 64})))
+    write_json(folder / CARD, card)
     run.add("p1", [20])
     run.write()
     assert signatures(run) == [None]
+    assert read_json(folder / CARD)["version"] == card["version"]
+    assert read_all_clusters(run.out)
 
 
 def test_a_map_that_could_not_be_carried_is_not_signed(run):
@@ -471,7 +479,9 @@ def test_without_places_there_is_no_table_in_the_space_of_the_t1w(run):
     assert run.seen[0].scored_image.paths["table"].is_file()
     table = own.paths["table_in_t1w"]
     assert not table.exists()
-    assert own.stale == [own.clusters, own.places, table, table.with_suffix(".json")]
+    images = [own.paths[name] for name in ("statmap_in_t1w", "labels_in_t1w")]
+    others = [*images, *map(sidecar_path, images), table, table.with_suffix(".json")]
+    assert {*own.stale} == {own.clusters, own.places, *others}
 
 
 @pytest.mark.parametrize("told", [{}, {"places": 3}, {"places": [{"rank": 1}]}])
@@ -520,6 +530,19 @@ def test_of_several_pets_of_a_session_joint_tables_tell_of_the_first(run):
     listed = [(one.session, one.clusters[0].sum_score) for one in read_all_clusters(run.out)]
     assert listed == [(None, 9), ("a", 7)]
     assert {(point.n, point.found) for point in read_curve(run.out)} == {(1, 1)}
+
+
+def test_detectors_are_compared_on_the_same_pet_of_a_session(run):
+    """The map of run-1 by one detector was lost; run-2 does not cover one of the lesions."""
+    run.add("p1", [4], run="run-2_", lesions=1, overlaps=[[8.0]])
+    run.add("p1", [4], run="run-2_", lesions=1, overlaps=[[0.0]], detector="zscore")
+    run.add("p1", [9], run="run-1_", lesions=2, overlaps=[[8.0, 0.0]], detector="zscore")
+    run.add("p2", [5], lesions=1, overlaps=[[8.0]])
+    run.add("p2", [5], lesions=1, overlaps=[[8.0]], detector="zscore")
+    run.write()
+    listed = [(one.detector, one.participant) for one in read_all_clusters(run.out)]
+    assert listed == [("zscore", "p1"), ("ocsvm", "p2"), ("zscore", "p2")]
+    assert {(test.unit, test.n) for test in read_tests(run.out)} == {("lesion", 1), ("patient", 1)}
 
 
 # Curves

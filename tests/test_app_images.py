@@ -1,6 +1,7 @@
 """Selection of patients' lesion masks, and messages about those without."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +12,10 @@ import pytest
 from cohorts import GRID, TEMPLATE, stored_image
 
 from bids_app import nifti
-from bids_app.app.images import store_images
+from bids_app.app.images import refuse_twins, store_images
 from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.sidecars import Space
-from bids_app.errors import MissingInputError
+from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.nifti import Owner, store_arrays
 from bids_app.plan.cohort import Participant
 from bids_app.plan.group import find_masks, mask_on_grid, refuse_knowledge
@@ -155,6 +156,22 @@ def test_labels_may_be_rounded_by_scaling_and_unknown_outside(tmp_path):
     data[0] = np.nan
     nifti.to_nibabel(nifti.Image(data, GRID.affine)).to_filename(path)
     assert find(tmp_path, patient("p1")).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("owners", "refused"),
+    [
+        ({"c1": "a", "c2": "b", "p1": "c"}, ""),
+        ({"c1": "a", "c2": "b", "c3": "a"}, "sub-c1 and sub-c3 have the same images"),
+        ({"c1": "a", "p1": "b", "p2": "a"}, "sub-c1 and sub-p2 have .*-label p2"),
+        ({"c1": "a", "p1": "b", "p2": "b"}, ""),  # neither is trained on
+    ],
+)
+def test_nobody_is_scored_as_another_label_was_trained(owners, refused):
+    images = [stored_image(label, Path("folder"), sha256) for label, sha256 in owners.items()]
+    images += images[:1]  # two PET of a person may be equal
+    with pytest.raises(UnusableDataError, match=refused) if refused else nullcontext():
+        refuse_twins(images, [label for label in owners if label.startswith("p")])
 
 
 def test_where_no_masks_are_named_nothing_is_told():

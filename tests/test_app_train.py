@@ -361,7 +361,7 @@ def test_two_labels_with_the_same_images(out, tmp_path, capsys):
         shutil.copy(one, str(one).replace("sub-01", "sub-03"))
     assert main(arguments(there, *ALONE)) == 65
     said = " ".join(capsys.readouterr().err.split())
-    assert "sub-01 and sub-03 have the same T1w and PET" in said
+    assert "sub-01 and sub-03 have the same images, voxel by voxel" in said
     assert "--exclude-participant-label 03" in said
     assert not (there / "table1.tsv").exists()
 

@@ -41,6 +41,14 @@ def test_numbers_of_controls_have_mean_0_and_ages_an_sd_of_1():
 def test_what_is_the_same_in_all_controls_is_no_covariate():
     with pytest.raises(ValueError, match="sex is the same in all controls"):
         describe_covariates({"age": [1.0, 2.0], "sex": ["F", "F"]})
+    with pytest.raises(ValueError, match="no usable control has a value of age"):
+        describe_covariates({"age": []})
+
+
+def test_numbers_among_texts_are_levels_wherever_they_are_read():
+    description = describe_covariates({"site": [1.0, "a", 1.0, 12.0]})
+    assert description["site"]["levels"] == ["1", "12", "a"]
+    assert encode({"site": 12.0}, description) == encode({"site": "12"}, description)
 
 
 def test_a_level_or_a_text_that_no_control_has_is_refused():

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 from cohorts import write_control, write_controls, write_out_of_fold, write_synthetic
 
+from bids_app import nifti
+from bids_app.derivatives.detections import native_t1w, template_to_t1w
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError, UsageError
 from bids_app.files import read_json, write_json, write_tsv
 from bids_app.plan.cohort import SyntheticMaker, choose_controls, choose_subjects
+from bids_app.plan.group import keep_usable, take_covariates
 from bids_app.plan.problems import error_of
+from bids_app.plan.study import plan_study
 from bids_app.settings import Settings
 from bids_app.synthesis.card import Card, card_values
 from bids_app.synthesis.models import MODELS
@@ -719,7 +723,7 @@ def test_a_failed_t1w_takes_its_pets_and_its_synthetic_pet_along(out, rng):
     people = choose(out, training_set=("hybrid",))
     assert labels(people.controls) == ["01", "02", "03"]
     assert labels(people.patients) == ["p2"]
-    assert the_problem(people, "p1", "sub-p1: a patient whose registration has failed, so") == 65
+    assert the_problem(people, "p1", "sub-p1: a patient whose registration has failed or was") == 65
     assert [note.partition(":")[0] for note in people.notes] == ["sub-p2", "sub-04", "sub-p1"]
     assert "is used, but its registration is in doubt (noisy)" in people.notes[0]
     assert "tilted by 70 degrees" in people.notes[1]
@@ -787,3 +791,64 @@ def test_people_that_cannot_be_compared_with_are_refused(out, label):
     without = choose(out, exclude_participant_label=(label,))
     assert without.notes == ()
     assert label not in labels((*without.controls, *without.patients))
+
+
+def test_a_pet_on_another_grid_does_not_cost_the_patient_the_others(out):
+    first, second = pet_of(out, "p1"), second_pet(out, "p1", "run-2")
+    image = nifti.load(second)
+    nifti.save(nifti.Image(image.data[1:], image.affine), second)
+    people = choose(out)
+    for visit in {patient.visit for patient in people.patients}:
+        native_t1w(visit).touch()
+        template_to_t1w(visit).touch()
+    settings = Settings(Path("/raw"), out, "group", sloppy=True)
+    usable = keep_usable(plan_study(settings, out / "work", {}), people, synthetic=False)
+    assert [patient.pet for patient in usable.patients] == [first, pet_of(out, "p2")]
+    assert usable.controls == people.controls
+    assert the_problem(usable, "p1", f"{second.name}: its grid is not that of") == 65
+
+
+# Covariates
+
+
+def adjust(out, told, training_set=("real",), **groups):
+    """Take covariates from a table in which each participant has the values of ``told``."""
+    everyone = {**GROUPS, **groups}
+    tell(out, everyone, **{name: dict(zip(everyone, told[name], strict=True)) for name in told})
+    settings = Settings(
+        Path("/raw"), out, "group", sloppy=True, covariates=(*told,), training_set=training_set
+    )
+    people = choose_subjects(settings, controls=True, version=version("mri2pet"))
+    return take_covariates(settings, people, None)
+
+
+def test_one_text_among_patients_does_not_turn_ages_into_categories(out):
+    people = adjust(out, {"age": ["30", "45", "61", "50", "89+"]})
+    assert (people.description["age"]["low"], people.description["age"]["high"]) == (30, 61)
+    assert labels(people.patients) == ["p1"]
+    assert the_problem(people, "p2", "age is '89.', but is a number in controls") == 65
+
+
+def test_codes_whose_levels_are_known_are_categories(out):
+    told = {"scanner": ["1", "3", "1", "3", "2"]}
+    assert "mean" in adjust(out, told).description["scanner"]
+    write_json(out / "participants.json", {"scanner": {"Levels": {"1": "HR+", "3": "mCT"}}})
+    people = adjust(out, told)
+    assert people.description["scanner"]["levels"] == ["1", "3"]
+    assert the_problem(people, "p2", "no control has scanner '2'") == 65
+
+
+def test_controls_without_a_real_pet_do_not_decide_what_one_set_knows(out, rng):
+    paths = write_control(out, "04", rng, pet=False)
+    write_synthetic(out, paths, rng)
+    told = {"scanner": ["A", "B", "A", "A", "C", "C"]}
+    people = adjust(out, told, **{"04": "control"})
+    assert labels(people.controls) == ["01", "02", "03", "04"]
+    assert the_problem(people, "p2", "no control has scanner 'C'") == 65
+    people = adjust(out, told, ("real", "hybrid"), **{"04": "control"})
+    assert labels(people.controls) == ["01", "02", "03"]
+    assert {problem.subject for problem in people.problems} == {"04", "p2"}
+    people = adjust(out, told, ("hybrid",), **{"04": "control"})
+    assert not people.problems
+    people = adjust(out, {"scanner": ["A", "B", "A", "A", "B", "n/a"]}, **{"04": "control"})
+    assert not people.problems  # it is not used

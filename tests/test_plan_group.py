@@ -12,11 +12,20 @@ from hypothesis import strategies as st
 
 from bids_app import nifti
 from bids_app.derivatives.find import Preprocessed
+from bids_app.derivatives.paths import sidecar_path
 from bids_app.detection.detectors import DEFAULT_DETECTORS
 from bids_app.errors import UnusableDataError, UsageError
+from bids_app.files import write_json
 from bids_app.nifti import open_arrays, read_digest, read_owner
-from bids_app.plan.cohort import Participant, SyntheticMaker
-from bids_app.plan.detectors import encoder_spec, encodes_t1w, refuse_settings, resolve_detectors
+from bids_app.plan.cohort import Participant, Subjects, SyntheticMaker
+from bids_app.plan.detectors import (
+    _describe_averages,
+    encoder_spec,
+    encodes_t1w,
+    refuse_card,
+    refuse_settings,
+    resolve_detectors,
+)
 from bids_app.plan.group import (
     assign_folds,
     choose_training_images,
@@ -375,14 +384,23 @@ def test_the_card_tells_real_from_synthetic():
         assert (one["generator"], one["generator_sha256"]) == made
 
 
+def test_averages_tell_controls_from_their_pet():
+    """Two of the three controls have a real and a synthetic PET."""
+    trained = choose_training_images("hybrid", pictured(["both", "both", "real"]), "all")
+    told = _describe_averages("hybrid", SCREENING, Subjects(()), trained, 2.5)[0]
+    assert (told["NumberOfControls"], told["NumberOfSyntheticPET"]) == (3, 2)
+    assert "Mean over 5 FDG PET, of which 2 are SYNTHETIC, of 3 controls" in told["Description"]
+
+
 def settings_of(**own):
     return Settings(bids_dir=Path("raw"), output_dir=OUT, level="group", **own)
 
 
 def test_without_names_the_defaults_that_fit_the_template_are_used():
     assert resolve_detectors(settings_of(), None).detectors == DEFAULT_DETECTORS
-    skewed = resolve_detectors(settings_of(template="MNI152NLin6Asym"), None)
-    assert skewed.detectors == ("ocsvm", "zscore")
+    for template in ("MNI152NLin6Asym", "MNIColin27", "OASIS30ANTs"):
+        skewed = resolve_detectors(settings_of(template=template), None)
+        assert skewed.detectors == ("ocsvm", "zscore")
     assert resolve_detectors(settings_of(detectors=("asymmetry",)), None).detectors == (
         "asymmetry",
     )
@@ -419,6 +437,31 @@ def test_a_detector_that_does_not_tell_its_direction_is_refused(card, name):
     del card.parameters[name]
     with pytest.raises(UnusableDataError, match=r"mri2pet 0\.2, does not record in which"):
         resolve_detectors(settings_of(), card)
+
+
+@pytest.mark.parametrize(
+    ("of_patient", "of_controls", "fits"),
+    [
+        ({"TimesBrainMean": 2.5}, {"times_mean": 2.5}, True),
+        ({"Percentile": 99.9}, {"times_mean": 0.0}, True),
+        ({"Percentile": 99.9}, {"times_mean": 2.5}, False),
+        ({"TimesBrainMean": 2.5}, {"times_mean": 0.0}, False),
+        ({"Percentile": 99.9}, {}, False),  # it is not known how the controls' were scaled
+    ],
+)
+def test_a_detector_is_not_applied_to_pet_on_another_scale(
+    card, tmp_path, of_patient, of_controls, fits
+):
+    pet = tmp_path / "sub-p1_desc-preproc_pet.nii.gz"
+    write_json(sidecar_path(pet), {"IntensityScaling": of_patient})
+    patient = SimpleNamespace(label="p1", pet=pet, maker=None)
+    card.controls, card.parameters = (), {**card.parameters, **of_controls}
+    settings = settings_of(detectors=("zscore",))
+    if fits:
+        refuse_card(tmp_path, card, settings, [patient])
+        return
+    with pytest.raises(UnusableDataError, match=r"not on the scale .* with --paper if"):
+        refuse_card(tmp_path, card, settings, [patient])
 
 
 def test_left_and_right_are_not_compared_on_a_template_that_is_not_symmetric():

@@ -155,6 +155,19 @@ def test_lesions_are_found_or_missed_each(made, cohort):
     assert lesion.figure.lines[0][2]  # the lesion is outlined
 
 
+def test_a_lesion_that_the_pet_does_not_cover_is_not_missed(cohort):
+    far = np.linalg.norm(cohort.world - np.array([30.0, 10.0, 30.0]), axis=-1)
+    path = cohort.out / f"sub-P1/anat/sub-P1_space-{T}_label-L_mask.nii.gz"
+    coverage = cohort.out / f"sub-P1/pet/sub-P1_trc-18FFDG_space-{T}_desc-coverage_mask.nii.gz"
+    nifti.save(nifti.Image(far < 9, cohort.affine), path)
+    for gap, covered in ((12, False), (6, True)):  # as a whole, and in part
+        nifti.save(nifti.Image(far >= gap, cohort.affine), coverage)
+        (told,) = findings_of(cohort.out, "P1", (T,))
+        (lesion,) = told["lesions"]
+        assert lesion.missed == covered
+        assert (lesion.sentences == ("Not covered by the PET, so not searched.",)) != covered
+
+
 def test_without_known_lesions_nothing_is_said_of_any(tmp_path):
     cohort = Cohort(tmp_path / "in" / "out", lesions=False)
     (told,) = findings_of(cohort.out, "P1", (T,))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import nibabel as nib
@@ -60,7 +61,7 @@ from bids_app.report.charts import (
     name_of,
 )
 from bids_app.report.figures import AXIS_OF
-from bids_app.report.group import describe_card, matches_of, write_group_report
+from bids_app.report.group import _methods, describe_card, matches_of, write_group_report
 from bids_app.report.maps import (
     best_sections,
     draw_cluster_maps,
@@ -1310,6 +1311,28 @@ def test_methods_tell_what_was_done_and_cite_it(made):
     assert "Schölkopf" not in only
     assert "McNemar" not in only
     assert "no synthetic image was scored" not in only
+
+
+def test_methods_tell_how_clusters_of_this_run_were_found_whatever_the_detectors_card_says():
+    parameters = {"nu": 0.05, "cluster_extent": 0.02, "min_cluster_size": 82.0}
+    grid = {"template": "T", "shape": (1, 1, 1), "affine": np.eye(4).tolist()}
+    card = SimpleNamespace(parameters=parameters, controls=(), folds=4, **grid)
+    detected = SimpleNamespace(
+        cards={"real": card},
+        detectors=[("real", "ocsvm")],
+        **dict.fromkeys(("curve", "comparisons", "responses"), ()),
+    )
+    settings = {"nu": 0.03, "cluster_extent": 0.05, "min_cluster_size": 200.0, "clusters": 10}
+    record = {"settings": settings, "versions": {}}
+    text = _methods(detected, record)
+    assert "and nu 0.05 was fitted" in text
+    assert "exceeded by a fraction of 0.05 of" in text
+    assert "of at least 200 mm³ were" in text
+    assert "The first 10 of a patient were kept. For each" in text
+    settings["expected_false"] = 0.5
+    assert "were kept, down to the sum that 0.5 clusters of a held-out" in _methods(
+        detected, record
+    )
 
 
 def test_every_reference_is_cited_somewhere():

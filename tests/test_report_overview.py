@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 from anomalies import Cohort
 from browser import BASH, CHROMIUM, Browser
 from pages import Reader, text_of
 
+from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.tables import read_ratings
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json, write_tsv
@@ -103,10 +104,12 @@ def test_ratings_are_read(tmp_path):
     [
         (("participant_id", "rating"), ("sub-01", "bad"), "sub-01: 'bad' is not a rating"),
         (("who", "rating"), ("sub-01", "fail"), "has no columns participant_id and rating"),
-        (("participant_id", "rating"), ("sub-1", "fail"), "sub-1: is rated fail, but is not in"),
+        (("participant_id", "rating"), ("sub-1", "fail"), "sub-1: is rated fail, but there is no"),
+        (("participant_id", "session_id", "rating"), ("sub-2", "ses-bb", "fail"), "no .*ses-bb;"),
     ],
 )
 def test_ratings_that_cannot_be_used_are_refused(tmp_path, columns, row, told):
+    (tmp_path / "sub-2" / "ses-b").mkdir(parents=True)
     with pytest.raises(UnusableDataError, match=told):
         read_ratings(write_ratings(tmp_path / "r.tsv", row, columns=columns), tmp_path)
     with pytest.raises(MissingInputError, match="no such file"):
@@ -130,10 +133,16 @@ def test_two_ratings_of_one_person_are_refused(tmp_path):
         read_ratings(path, tmp_path)
 
 
+def visit_of(subject, session, *pets):
+    own = f"sub-{subject}_" + (f"ses-{session}_" if session else "")
+    images = tuple(Path(f"sub-{subject}_ses-{pet}_desc-preproc_pet.nii.gz") for pet in pets)
+    return Preprocessed(subject, session, Path(f"{own}T1w.nii.gz"), Path("mask"), images, None)
+
+
 def test_whoever_is_rated_fail_is_left_out_of_a_session_or_of_all():
     visits = [
-        SimpleNamespace(subject=subject, session=session)
-        for subject, session in (("1", None), ("2", "a"), ("2", "b"), ("3", "a"), ("4", None))
+        visit_of(*one)
+        for one in (("1", None), ("2", "a", "a", "b"), ("2", "b"), ("3", "a"), ("4", None, "c"))
     ]
     ratings = {
         ("1", ""): ("fail", "wrong person"),
@@ -142,9 +151,12 @@ def test_whoever_is_rated_fail_is_left_out_of_a_session_or_of_all():
         ("4", ""): ("doubt", ""),
     }
     kept, notes = _leave_out_rated(visits, ratings)
-    assert [(one.subject, one.session) for one in kept] == [("2", "a"), ("4", None)]
+    assert kept == [visit_of("2", "a", "a"), visits[-1]]  # without the PET of b on the T1w of a
     assert notes[0] == "sub-1: not used, it was rated fail (wrong person)"
-    assert len(notes) == 3
+    assert notes[1] == (
+        "sub-2 ses-a: sub-2_ses-b_desc-preproc_pet.nii.gz is not used, it was rated fail"
+    )
+    assert len(notes) == 4
 
 
 @pytest.mark.slow

@@ -46,6 +46,8 @@ from bids_app.plan.detectors import (
     CLUSTERS,
     checks_of,
     describe_version,
+    detectors_of,
+    detectors_to_apply,
     encoder_spec,
     plan_applied,
     plan_sets,
@@ -60,8 +62,8 @@ from bids_app.plan.group import (
     VOLUMES,
     Lesions,
     assume_cohort,
+    choose_training_images,
     keep_usable,
-    keep_with_t1w,
     refuse_knowledge,
     take_covariates,
 )
@@ -313,11 +315,18 @@ def _complete(folder: Path, seen: Iterable[ImageClusters]) -> None:
         detections.sign(path, sha256)
 
 
-def _first_pets(seen: Iterable[ImageClusters]) -> list[ImageClusters]:
-    first: dict[tuple[object, ...], ImageClusters] = {}
-    for image in seen:
-        first.setdefault((*image.row, image.subject, image.scored_image.image.session), image)
-    return list(first.values())
+def _first_pets(patients: Sequence[ImageClusters]) -> list[ImageClusters]:
+    """Keep the first PET of each session that has a map, the same one for all detectors."""
+    first: dict[tuple[str, str | None], Path] = {}
+    for patient in patients:
+        visit, pet = _visit_and_pet(patient)
+        first[visit] = min(first.get(visit, pet), pet)
+    return [patient for patient in patients if _visit_and_pet(patient) in first.items()]
+
+
+def _visit_and_pet(patient: ImageClusters) -> tuple[tuple[str, str | None], Path]:
+    image = patient.scored_image.image
+    return (image.participant, image.session), image.volumes["pet"]
 
 
 def _write_table(patient: ImageClusters, limit: int, controls: int) -> None:
@@ -477,8 +486,7 @@ def _refuse(
     usable = keep_usable(study, subjects, synthetic=_needs_synthetic(settings, card))
     if not usable.patients:
         raise error_of([*subjects.problems, *usable.problems])
-    # for all patients: one with a PET on another grid, unusable here, may have other PETs
-    lesions = refuse_knowledge(settings, keep_with_t1w(subjects.patients)[0])
+    lesions = refuse_knowledge(settings, usable.patients)
     cohort = assume_cohort(study, usable, synthetic=_needs_synthetic(settings, card))
     try:
         if card is None:
@@ -490,7 +498,7 @@ def _refuse(
         report_notes(console, [], [*early, *usable.problems])  # lost subjects may be the cause
         raise
     problems = (*usable.problems, *lesions.problems)
-    return replace(usable, notes=lesions.notes, problems=problems), lesions
+    return replace(cohort, notes=lesions.notes, problems=problems), lesions
 
 
 def _needs_synthetic(settings: Settings, card: DetectorCard | None) -> bool:
@@ -527,20 +535,20 @@ def _estimate(
     """Report the resources that a run would need."""
     spec = encoder_spec(settings)
     grid = grid_of(settings)
-    real = sum(control.pet is not None for control in usable.controls)
-    synthetic = sum(control.pet is None for control in usable.controls)
-    sizes = {"real": real, "hybrid": real + synthetic, "synthetic": real + synthetic}
     names = settings.training_set if card is None else (card.name,)
     estimates = []
     for name in names:
-        fitted = [
-            detector for detector in settings.detectors if name in DETECTORS[detector].training_sets
-        ]
-        used = fitted if card is None else settings.detectors
+        if card is None:
+            used = detectors_of(name, settings)
+            controls = len(
+                choose_training_images(name, usable.controls, settings.synthetic_controls)
+            )
+        else:
+            used, controls = detectors_to_apply(card, settings), len(card.controls)
         svms = sum(DETECTORS[detector].method == "svm" for detector in used)
         estimates.append(
             estimate_group(
-                controls=sizes[name] if card is None else len(card.controls),
+                controls=controls,
                 patients=len(usable.patients),
                 folds=settings.folds if card is None else card.folds,
                 svms=svms,

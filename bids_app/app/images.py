@@ -1,6 +1,6 @@
 """Storage of PETs before other steps, and resampling of lesion masks and an atlas to the grid."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from bids_app.derivatives.detections import (
 )
 from bids_app.derivatives.find import LesionMask, Preprocessed
 from bids_app.derivatives.sidecars import Sidecar
+from bids_app.errors import UnusableDataError
 from bids_app.nifti import read_digest
 from bids_app.plan.cohort import Subjects
 from bids_app.plan.detectors import encodes_t1w
@@ -70,6 +71,32 @@ def store_images(
     return stored, problems
 
 
+def refuse_twins(images: Sequence[StoredImage], tested: Collection[str] = ()) -> None:
+    """Check that nobody has the images of a control, so that none is scored as it was trained.
+
+    Parameters
+    ----------
+    images : sequence of StoredImage
+        Images of controls, and of people to be tested.
+    tested : collection of str
+        Labels of those who are only tested, who may share images with one another.
+
+    Raises
+    ------
+    UnusableDataError
+        If two people, one of them a control, have the same images, with their labels.
+    """
+    owners: dict[str, str] = {}
+    for image in images:
+        other = owners.setdefault(image.sha256, image.participant)
+        if other != image.participant and not {other, image.participant} <= set(tested):
+            raise UnusableDataError(
+                f"sub-{other} and sub-{image.participant} have the same images, voxel by voxel, so "
+                "one would be scored by a model trained on the other; give "
+                f"--exclude-participant-label {image.participant}"
+            )
+
+
 def store_cohort(
     study: Study, cohort: Subjects, runner: Runner, *, lesions: Lesions, synthetic: bool
 ) -> Subjects:
@@ -93,6 +120,11 @@ def store_cohort(
     Subjects
         Controls with a stored PET, and patients with a stored real one; notes and problems are
         those of lesions and of this step.
+
+    Raises
+    ------
+    UnusableDataError
+        If a control has the images of another control or of a patient.
     """
     settings = runner.settings
     patients, without_t1w = keep_with_t1w(cohort.patients)
@@ -109,6 +141,7 @@ def store_cohort(
             init_atlas_wf(atlas_files[0], reference, atlas, orientation=orientation, name=ATLAS_WF)
         )
     stored, failed = store_images(study, images, runner, graphs)
+    refuse_twins(stored, [patient.label for patient in patients])
     masks = {visit.t1w: lesions_in_template(visit) for visit in lesions.masks}
     return replace(
         join_cohort(

@@ -8,7 +8,7 @@ from functools import partial
 from math import prod
 from pathlib import Path
 
-from bids_app.app.images import store_images
+from bids_app.app.images import refuse_twins, store_images
 from bids_app.app.run import (
     Runner,
     begin,
@@ -117,7 +117,7 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
     with begin(settings, run_record, console, results=rows):
         report_notes(console, controls.notes, controls.problems)
         stored, problems = _store(study, controls, runner)
-        _refuse_twins(stored)
+        refuse_twins(stored)
         people = [image.participant for image in stored]
         refuse_few(names=_names(settings), people=people, folds=settings.folds)
         folds = assign_folds(study, stored)
@@ -220,25 +220,6 @@ def refuse_few(names: Sequence[str], people: Sequence[str], folds: int) -> None:
             f"{number} controls divided into --folds {folds} leave a fold fewer than {FEWEST} to "
             f"train on; give --folds {number}, or add controls"
         )
-
-
-def _refuse_twins(images: Sequence[StoredImage]) -> None:
-    """Check that no two controls have the same images, so that no model is scored on training data.
-
-    Raises
-    ------
-    UnusableDataError
-        If there are such controls, with their labels.
-    """
-    owners: dict[str, str] = {}
-    for image in images:
-        other = owners.setdefault(image.sha256, image.participant)
-        if other != image.participant:
-            raise UnusableDataError(
-                f"sub-{other} and sub-{image.participant} have the same T1w and PET, voxel by "
-                "voxel, so one would be scored by a generator trained on the other; give "
-                f"--exclude-participant-label {image.participant}"
-            )
 
 
 def refuse_small_grid(name: str, spec: Spec, grid: Grid) -> None:

@@ -241,6 +241,7 @@ def describe_control_averages(
     pets: Sequence[tuple[str, bool]],
     space: Space,
     *,
+    controls: int,
     training_set: str,
     version: str,
     times_mean: float,
@@ -251,9 +252,11 @@ def describe_control_averages(
     Parameters
     ----------
     pets : sequence of (str, bool)
-        BIDS URI of each control's PET, and whether it is synthetic.
+        BIDS URI of each PET, and whether it is synthetic.
     space : Space
         Grid of the template.
+    controls : int
+        Number of controls; some may have both a real and a synthetic PET.
     training_set : str
         Training set to which the controls belong.
     version : str
@@ -264,13 +267,14 @@ def describe_control_averages(
         Names of the covariates that were regressed out.
     """
     n_synthetic = sum(synthetic for _, synthetic in pets)
-    text = f"over the FDG PET of {len(pets)} controls"
-    text += f", of which {n_synthetic} are SYNTHETIC" if n_synthetic else ""
+    text = f"over {len(pets)} FDG PET"
+    text += f", of which {n_synthetic} are SYNTHETIC," if n_synthetic else ""
+    text += f" of {controls} controls"
     text += f", with {', '.join(covariates)} as the controls' mean" if covariates else ""
     common: Sidecar = {
         "Sources": [uri for uri, _ in pets],
         "TrainingSet": training_set,
-        "NumberOfControls": len(pets),
+        "NumberOfControls": controls,
         "NumberOfSyntheticPET": n_synthetic,
         VERSION: version,
         "IntensityScaling": describe_scaling(times_mean=times_mean),

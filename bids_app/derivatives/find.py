@@ -85,9 +85,10 @@ def find_preprocessed(
     """
     grid = {"space": template, "res": resolution_label(resolution)}
     found = []
-    for subject, sessions in _folders(output_dir):
+    for subject in _labels(output_dir, "sub-"):
         if subjects is not None and subject not in subjects:
             continue
+        sessions = [None, *_labels(output_dir / f"sub-{subject}", "ses-")]
         visits = [
             visit
             for session in sessions
@@ -232,11 +233,6 @@ def verdict_of_image(image: Path) -> tuple[str, str]:
 def _labels(folder: Path, prefix: str) -> list[str]:
     names = [path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
     return sorted(name for name in names if LABEL.fullmatch(name))
-
-
-def _folders(output_dir: Path) -> Iterator[tuple[str, list[str | None]]]:
-    for subject in _labels(output_dir, "sub-"):
-        yield subject, [None, *_labels(output_dir / f"sub-{subject}", "ses-")]
 
 
 def _visit(

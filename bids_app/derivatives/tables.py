@@ -57,7 +57,7 @@ def read_ratings(path: Path, output_dir: Path) -> Ratings:
         fail), and optionally ``session_id`` and ``comment``. A row without a session counts for all
         sessions.
     output_dir : Path
-        Path of the derivative dataset, which must contain participants that are rated fail.
+        Path of the derivative dataset, which must contain what is rated fail.
 
     Raises
     ------
@@ -67,8 +67,8 @@ def read_ratings(path: Path, output_dir: Path) -> Ratings:
         If the table cannot be read.
     UnusableDataError
         If the table lacks a required column, or has an unknown rating; if a participant has two
-        different ratings, or is rated fail but not in the dataset, because with a misspelt label
-        the failed image would be used.
+        different ratings, or is rated fail but not in the dataset, or its session is not, because
+        with a misspelt label the failed image would be used.
     """
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "no such file"
@@ -88,10 +88,11 @@ def read_ratings(path: Path, output_dir: Path) -> Ratings:
             )
         label = row["participant_id"].strip().removeprefix("sub-")
         session_label = "" if session in ("", MISSING) else session.strip().removeprefix("ses-")
-        if rating == "fail" and not (output_dir / f"sub-{label}").is_dir():
+        folder = output_dir / f"sub-{label}" / (f"ses-{session_label}" if session_label else "")
+        if rating == "fail" and not folder.is_dir():
             raise UnusableDataError(
-                f"{path}: {row['participant_id']}: is rated fail, but is not in {output_dir}; "
-                "correct the label, or remove the line"
+                f"{path}: {row['participant_id']}: is rated fail, but there is no {folder}; "
+                "correct the label or the session, or remove the line"
             )
         if ratings.get((label, session_label), (rating,))[0] != rating:
             raise UnusableDataError(
@@ -472,8 +473,9 @@ def read_columns(output_dir: Path, columns: Sequence[str]) -> dict[str, dict[str
     Returns
     -------
     dict
-        Cells by label without ``sub-`` and by column, as numbers if all cells of the column are;
-        n/a cells are left out.
+        Cells by label without ``sub-`` and by column, those that are numbers as numbers, unless
+        ``participants.json`` lists the ``Levels`` of the column, which makes them codes; n/a cells
+        are left out.
 
     Raises
     ------
@@ -490,9 +492,19 @@ def read_columns(output_dir: Path, columns: Sequence[str]) -> dict[str, dict[str
                 f"{output_dir / 'participants.tsv'}: there is no column {column}; columns are "
                 f"{', '.join(names)}{_quote_remarks(output_dir)}"
             )
+    entries = _described(output_dir)
+    codes = {c for c in columns if isinstance(e := entries.get(c), dict) and e.get("Levels")}
     labels = [str(label).removeprefix("sub-") for label in table["participant_id"]]
-    cells = [row.dropna().to_dict() for _, row in table[list(columns)].iterrows()]
-    return dict(zip(labels, cells, strict=True))
+    return {
+        label: {c: _value(cell, code=c in codes) for c, cell in row.dropna().items()}
+        for label, (_, row) in zip(labels, table[list(columns)].iterrows(), strict=True)
+    }
+
+
+def _value(cell: float | str, *, code: bool) -> float | str:
+    if code:
+        return cell if isinstance(cell, str) else f"{cell:.15g}"
+    return float(cell) if isinstance(cell, float) or NUMBER.fullmatch(cell) else cell
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -347,8 +347,9 @@ def card_sha256(folder: Path) -> str:
 def complete_card(folder: Path) -> str:
     """Add the tables of held-out controls, which calibrate a detector, to the files on its card.
 
-    A card that already lists any of them is from an earlier run than the one that wrote the tables.
-    It is left as it is, and :func:`check_files` then rejects the detector.
+    A card that already lists any of them, or that cannot be read, is from an earlier run than the
+    one that wrote the tables. It is left as it is, and :func:`check_files` or :func:`read_card`
+    then rejects the detector.
 
     Returns
     -------
@@ -357,12 +358,13 @@ def complete_card(folder: Path) -> str:
 
     Raises
     ------
-    UnusableDataError, ReadWriteError
-        If the card cannot be read or written.
+    ReadWriteError
+        If the card cannot be written.
     """
-    if not (folder / CARD).is_file():  # nothing was published
+    try:
+        card = read_card(folder)
+    except (MissingInputError, UnusableDataError):  # nothing was published
         return ""
-    card = read_card(folder)
     if card.files.keys() & set(CALIBRATION):
         return ""
     tables = digest_files(folder, [folder / name for name in CALIBRATION])

@@ -22,7 +22,7 @@ def describe_covariates(controls: Mapping[str, Sequence[Cell]]) -> Description:
     Parameters
     ----------
     controls : mapping
-        Covariate → its cells, one per control: numbers or text.
+        Covariate → its cells, one per control: numbers or text. Numbers among texts are texts.
 
     Returns
     -------
@@ -33,7 +33,7 @@ def describe_covariates(controls: Mapping[str, Sequence[Cell]]) -> Description:
     Raises
     ------
     ValueError
-        If a covariate is the same in all controls.
+        If a covariate is the same in all controls, or there are none.
 
     Examples
     --------
@@ -42,6 +42,8 @@ def describe_covariates(controls: Mapping[str, Sequence[Cell]]) -> Description:
     """
     description: Description = {}
     for name, cells in controls.items():
+        if not cells:
+            raise ValueError(f"no usable control has a value of {name}")
         if len(set(cells)) < 2:
             raise ValueError(f"{name} is the same in all controls")
         numbers = [cell for cell in cells if isinstance(cell, float)]
@@ -53,8 +55,8 @@ def describe_covariates(controls: Mapping[str, Sequence[Cell]]) -> Description:
                 "high": max(numbers),
             }
         else:
-            levels = sorted({str(cell) for cell in cells})
-            texts = [str(cell) for cell in cells]
+            texts = [_text(cell) for cell in cells]
+            levels = sorted(set(texts))
             shares = [texts.count(level) / len(texts) for level in levels]
             description[name] = {"levels": levels, "shares": shares}
     return description
@@ -87,11 +89,16 @@ def encode(cells: Mapping[str, Cell], description: Description) -> list[float]:
             numbers.append((cell - _number(coding["mean"])) / _number(coding["sd"]))
             continue
         levels, shares = _list(coding["levels"]), _list(coding["shares"])
-        if str(cell) not in levels:
-            raise ValueError(f"no control has {name} {str(cell)!r:.40}")
+        text = _text(cell)
+        if text not in levels:
+            raise ValueError(f"no control has {name} {text!r:.40}")
         pairs = list(zip(levels, shares, strict=True))[1:]
-        numbers += [float(level == str(cell)) - _number(share) for level, share in pairs]
+        numbers += [float(level == text) - _number(share) for level, share in pairs]
     return numbers
+
+
+def _text(cell: Cell) -> str:
+    return cell if isinstance(cell, str) else f"{cell:.15g}"
 
 
 def _number(value: object) -> float:

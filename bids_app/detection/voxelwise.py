@@ -269,12 +269,11 @@ class FoldOnSlab:
     def _mean_uptake(self, slices: NDArray[np.float32], k: int) -> NDArray[np.float32]:
         """Average the controls whose PET covers each voxel of a slice, (I, J)."""
         pets = pets_of(slices)
-        known, holes = np.ones((), bool), self.controls.holes(k)
-        if holes:
-            known = np.ones(pets.shape, bool)
-            for place, hole in holes.items():
-                known[place] = ~hole
-        return np.asarray(np.mean(pets, axis=0, where=known))  # NaN where none does
+        known = np.ones(pets.shape, bool)
+        for place, hole in self.controls.holes(k).items():
+            known[place] = ~hole
+        counts = np.maximum(known.sum(axis=0), 1).astype(np.float32)
+        return np.asarray(np.sum(pets, axis=0, where=known) / counts)  # 0 where none does
 
     def _whole(self, hole: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return whole_patches(hole[..., np.newaxis], self.encoder.patch)[..., 0]

@@ -323,6 +323,8 @@ class CompareSynthetic(SimpleInterface):
 
         inputs, encoder = self.inputs, load_encoder(Path(self.inputs.encoder))
         brain, rows = _brain(inputs.brain), []
+        affine = np.array(read_owner(Path(inputs.compared[0])).affine)
+        regions, names = self._regions(Grid(brain.shape, affine))
         for place, (folder, kind) in enumerate(zip(inputs.compared, inputs.kinds, strict=True)):
             pieces = (
                 (Slab(*slab), np.load(path, mmap_mode="r")[place])
@@ -332,28 +334,29 @@ class CompareSynthetic(SimpleInterface):
             session = f"ses-{owner.session}" if owner.session else None
             identity = (f"sub-{owner.participant}", session, kind, inputs.fold)
             scores = mean_map(pieces, brain, 1)
-            seen = self._measure(encoder, Path(folder), scores, brain, np.array(owner.affine))
+            errors = self._reconstruct(encoder, Path(folder), brain)
+            seen = measure_regions(scores, *errors, brain, regions=regions, names=names)
             rows += [asdict(CheckedPet(*identity, *row)) for row in seen]
         write_json(Path(runtime.cwd) / "checked.json", {"checked": rows})
         self._results["checked"] = str(Path(runtime.cwd) / "checked.json")
         return runtime
 
-    def _measure(self, encoder, folder, scores, brain, affine):
-        """Compute the measures of one PET; patches that touch a hole are not drawn."""
+    @staticmethod
+    def _reconstruct(encoder, folder, brain):
+        """Return reconstruction errors and centres of patches; none touches a hole."""
         from bids_app.detection.autoencoder import reconstruction_errors, whole_patches
 
-        regions, names = self._regions(brain, affine)
         hole, whole = open_hole(folder), brain
         if hole is not None:
             whole = brain & whole_patches(hole, encoder.patch)
         centres = draw_centres(whole)
-        errors = reconstruction_errors(encoder, _images([folder], encoder.channels)[0], centres)
-        return measure_regions(scores, errors, centres, brain, regions=regions, names=names)
+        image = _images([folder], encoder.channels)[0]
+        return reconstruction_errors(encoder, image, centres), centres
 
-    def _regions(self, brain, affine):
+    def _regions(self, grid):
         if not self.inputs.atlas:
-            return np.zeros(brain.shape, np.int16), {}
-        regions = nifti.resample_atlas(nifti.load(self.inputs.atlas), Grid(brain.shape, affine))
+            return np.zeros(grid.shape, np.int16), {}
+        regions = nifti.resample_atlas(nifti.load(self.inputs.atlas), grid)
         return regions, read_labels(names_beside(Path(self.inputs.atlas)))
 
 
@@ -402,7 +405,7 @@ def _save_scores(inputs, norms, path):
         values_of(score_against(norms, values, *options, row), brain, whole)
         for values, row in zip(each, covariates, strict=True)
     ]
-    _save_rows(path, np.stack(rows), f"{inputs.detector}", _holes(inputs.scored))
+    _save_rows(path, np.stack(rows), inputs.detector, _holes(inputs.scored))
 
 
 class _ApplyNormInputSpec(_NormInputSpec):

@@ -305,19 +305,34 @@ def _leave_out_failed(visits: Sequence[Preprocessed]) -> tuple[list[Preprocessed
 def _leave_out_rated(
     visits: Sequence[Preprocessed], ratings: Ratings
 ) -> tuple[list[Preprocessed], list[str]]:
-    """Leave out visits that a reader has rated fail."""
+    """Leave out visits that a reader has rated fail, and PETs whose own session was.
+
+    A PET may belong to another session than the T1w it is registered to.
+    """
     usable, notes = [], []
     for visit in visits:
-        session = visit.session if visit.session else ""
-        rating, comment = ratings.get(
-            (visit.subject, session), ratings.get((visit.subject, ""), ("", ""))
-        )
-        if rating == "fail":
-            sentence = "it was rated fail"
-            notes.append(f"{label_of(visit)}: not used, {_with_reasons(sentence, comment)}")
-        else:
-            usable.append(visit)
+        reason = _why_rated_out(visit.subject, visit.session, ratings)
+        if reason:
+            notes.append(f"{label_of(visit)}: not used, {reason}")
+            continue
+        reasons = {
+            pet: _why_rated_out(visit.subject, entities_of(pet).get("ses"), ratings)
+            for pet in visit.pets
+        }
+        notes += [
+            f"{label_of(visit)}: {pet.name} is not used, {reason}"
+            for pet, reason in reasons.items()
+            if reason
+        ]
+        usable.append(replace(visit, pets=tuple(pet for pet in visit.pets if not reasons[pet])))
     return usable, notes
+
+
+def _why_rated_out(subject: str, session: str | None, ratings: Ratings) -> str:
+    """Return why a session is not used; empty if it, or else the participant, is not rated fail."""
+    general = ratings.get((subject, ""), ("", ""))
+    rating, comment = ratings.get((subject, session if session else ""), general)
+    return _with_reasons("it was rated fail", comment) if rating == "fail" else ""
 
 
 def _with_reasons(sentence: str, reasons: str) -> str:
@@ -535,7 +550,8 @@ def _patients(
             MISSING,
         )
         if label in failed:
-            why, code = "whose registration has failed, so no map is made; correct it", UNUSABLE
+            why = "whose registration has failed or was rated fail, so no map is made; correct it"
+            code = UNUSABLE
         problems.append(Problem(label, f"sub-{label}: a patient {why}, or exclude them", code))
     notes = [*chain(*failed.values())]
     notes += [note for visit in visits if visit.subject in found for note in _describe_pets(visit)]

@@ -65,7 +65,7 @@ BRAIN_SHARE = 0.9  # of controls; our choice
 BYTES = 4  # per float
 CLUSTERS = "clusters"  # folder of the clusters of all images, in the work folder
 CHECKS = "checks"  # folder of the comparisons of synthetic with real PET, there
-GENERATORS = "synthetic_generators"  # key among a card's parameters
+GENERATORS, TIMES_MEAN = "synthetic_generators", "times_mean"  # keys among a card's parameters
 INTENDED_USE = (
     "Mapping deviations from healthy controls in FDG PET acquired and preprocessed like the "
     "training set. For research only; not a basis for decisions about a patient."
@@ -139,8 +139,8 @@ def encodes_t1w(settings: Settings) -> bool:
 
 
 def _is_skewed(settings: Settings) -> bool:
-    """Return whether the template is asymmetric."""
-    return settings.template.endswith("Asym")
+    """Return whether the template is asymmetric, as all are that do not say otherwise."""
+    return not settings.template.endswith("Sym")
 
 
 def encoder_spec(settings: Settings) -> EncoderSpec:
@@ -259,7 +259,7 @@ def refuse_sets(study: Study, settings: Settings, cohort: Subjects) -> None:
     dealt = assign_folds(cohort.controls, study.folds, study.seed)
     for name in settings.training_set:
         trained = choose_training_images(name, cohort.controls, settings.synthetic_controls)
-        for detector in _detectors_of(name, settings):
+        for detector in detectors_of(name, settings):
             _folds_of(detector, study, trained, dealt, cohort)
 
 
@@ -271,11 +271,11 @@ def refuse_applied(card: DetectorCard, settings: Settings, cohort: Subjects) -> 
     UnusableDataError
         See :func:`plan_applied`.
     """
-    for detector in _detectors_to_apply(card, settings):
+    for detector in detectors_to_apply(card, settings):
         _usable_by(detector, cohort)
 
 
-def _detectors_of(training_set: str, settings: Settings) -> list[str]:
+def detectors_of(training_set: str, settings: Settings) -> list[str]:
     """List the detectors that can be fitted to a training set."""
     return [name for name in settings.detectors if training_set in DETECTORS[name].training_sets]
 
@@ -330,8 +330,13 @@ def _plan_set(
     notes = _describe_replaced(folder, settings)
     by_label = {control.label: control.maker for control in cohort.controls}
     makers = [by_label[image.participant] for image in trained if not image.real]
-    parameters = _parameters(settings, fitting) | described(cohort, trained)
-    for detector in _detectors_of(name, settings):
+    times_mean = times_mean_of_image(trained[0].volumes["pet"])  # equal for all: choose_subjects
+    parameters = {
+        **_parameters(settings, fitting),
+        TIMES_MEAN: times_mean,
+        **described(cohort, trained),
+    }
+    for detector in detectors_of(name, settings):
         seen, folds[detector], more = _folds_of(detector, study, trained, dealt, cohort)
         notes += more
         if name == "real" and DETECTORS[detector].method == "svm":
@@ -352,7 +357,7 @@ def _plan_set(
     }
     averages = zip(
         control_average_paths(root, study.space),
-        _describe_averages(name, study, cohort, trained),
+        _describe_averages(name, study, cohort, trained, times_mean),
         strict=True,
     )
     graph = init_training_set_wf(
@@ -372,7 +377,7 @@ def _plan_set(
 
 
 def _describe_averages(
-    name: str, study: Study, cohort: Subjects, trained: Sequence[StoredImage]
+    name: str, study: Study, cohort: Subjects, trained: Sequence[StoredImage], times_mean: float
 ) -> list[Sidecar]:
     """Describe the mean and the SD of the PET of a training set."""
     pets = [image.volumes["pet"] for image in trained]
@@ -380,9 +385,10 @@ def _describe_averages(
     return describe_control_averages(
         [(uri, not image.real) for uri, image in zip(uris, trained, strict=True)],
         study.space,
+        controls=len({image.participant for image in trained}),
         training_set=name,
         version=study.versions["mri2pet"],
-        times_mean=times_mean_of_image(pets[0]),  # the same for all: see choose_subjects
+        times_mean=times_mean,
         covariates=tuple(cohort.description),
     )
 
@@ -469,10 +475,11 @@ def refuse_card(
     Raises
     ------
     UnusableDataError
-        If none of the requested detectors is there, a patient is one of its controls, or a
-        synthetic PET to compare with was made by another generator.
+        If none of the requested detectors is there, a patient is one of its controls, the PET of a
+        patient is on another scale than those of the controls, or a synthetic PET to compare with
+        was made by another generator.
     """
-    detectors = _detectors_to_apply(card, settings)
+    detectors = detectors_to_apply(card, settings)
     if not detectors:
         raise UnusableDataError(
             f"{folder}: contains {', '.join(card.detectors)}; choose --detectors from these"
@@ -485,6 +492,7 @@ def refuse_card(
         raise UnusableDataError(
             f"{folder}: was trained on {both}, now selected as patients; correct --patient-query"
         )
+    _refuse_other_scales(folder, card, patients)
     for detector in needing_synthetic(detectors):
         _refuse_other_generators(detector, folder, card, patients)
 
@@ -495,8 +503,19 @@ def _is_of_dataset(folder: Path, card: DetectorCard, output_dir: Path) -> bool:
     return made_here or is_one_of(card.dataset, dataset_names(output_dir))
 
 
-def _detectors_to_apply(card: DetectorCard, settings: Settings) -> list[str]:
+def detectors_to_apply(card: DetectorCard, settings: Settings) -> list[str]:
+    """List the detectors on a card that the settings request."""
     return [detector for detector in settings.detectors if detector in card.detectors]
+
+
+def _refuse_other_scales(folder: Path, card: DetectorCard, patients: Sequence[Participant]) -> None:
+    for patient in patients:
+        if patient.pet and times_mean_of_image(patient.pet) != card.parameters.get(TIMES_MEAN):
+            raise UnusableDataError(
+                f"{patient.pet}: is not on the scale (IntensityScaling in its sidecar) of the "
+                f"controls' PET in {folder}; run the participant level again with --paper if it "
+                "was used for them, and without it if not"
+            )
 
 
 def _refuse_other_generators(
@@ -731,7 +750,7 @@ def plan_applied(
         *_describe_other_clusters(card, settings),
     ]
     scored = list[ScoredImage]()
-    for detector in _detectors_to_apply(card, settings):
+    for detector in detectors_to_apply(card, settings):
         seen, more = _usable_by(detector, cohort)
         notes += more
         origin = _origin(study, settings, cohort, detector, card.name, card=made_by)

@@ -345,35 +345,23 @@ def keep_usable(study: Study, cohort: Subjects, *, synthetic: bool) -> Subjects:
     found here, without those that the subjects had before.
     """
     patients, problems = keep_with_t1w(cohort.patients)
-    everyone = [*cohort.controls, *patients]
-    unfit = refuse_other_grids(
-        [
-            (subject.label, path)
-            for subject in everyone
-            for path in (subject.visit.brain_mask, subject.pet)
-            if path
-        ],
-        study.grid,
-    )
-    odd = refuse_other_grids(
-        [
-            (subject.label, subject.synthetic)
-            for subject in everyone
-            if synthetic and subject.synthetic
-        ],
-        study.grid,
-    )
-    lost = {problem.subject for problem in unfit}
-    without = {problem.subject for problem in odd}
-    controls, kept = (
-        tuple(
-            replace(subject, synthetic=None, maker=None) if subject.label in without else subject
-            for subject in group
-            if subject.label not in lost
+
+    def misfits(subject: Participant, *images: Path | None) -> list[Problem]:
+        named = [(subject.label, image) for image in images if image is not None]
+        found = refuse_other_grids(named, study.grid)
+        problems.extend(found)
+        return found
+
+    def keep(subjects: Iterable[Participant]) -> tuple[Participant, ...]:
+        fit = [s for s in subjects if not misfits(s, s.visit.brain_mask, s.pet)]
+        return tuple(
+            replace(s, synthetic=None, maker=None) if synthetic and misfits(s, s.synthetic) else s
+            for s in fit
         )
-        for group in (cohort.controls, patients)
-    )
-    return replace(cohort, controls=controls, patients=kept, problems=(*problems, *unfit, *odd))
+
+    controls, kept = keep(cohort.controls), keep(patients)
+    once = tuple(dict.fromkeys(problems))  # PETs of a visit share its other images
+    return replace(cohort, controls=controls, patients=kept, problems=once)
 
 
 def _usable_mask(root: Path, visit: Preprocessed, settings: Settings) -> LesionMask | None:
@@ -470,13 +458,17 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
     if not names:
         return cohort
     cells = read_columns(settings.output_dir, names)
-    controls, problems = _with_cells(cohort.controls, cells, names)
+    real = {control.label for control in cohort.controls if control.pet is not None}
+    used = [c for c in cohort.controls if c.label in real or settings.training_set != ("real",)]
+    controls, problems = _with_cells(used, cells, names)
     patients, lost = _with_cells(cohort.patients, cells, names)
     problems += lost
     if description is None:
-        description = _describe(
-            names, {control.label: cells[control.label] for control in controls}
-        )
+        # A set of real PET knows nothing of controls without one
+        known = [
+            c.label for c in controls if c.label in real or "real" not in settings.training_set
+        ]
+        description = _describe(names, {label: cells[label] for label in known})
     rows, notes = dict[str, list[float]](), list[str]()
     for person in [*controls, *patients]:
         try:
@@ -491,7 +483,7 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
         ]
     return replace(
         cohort,
-        controls=tuple(control for control in controls if control.label in rows),
+        controls=tuple(c for c in cohort.controls if c.label in rows or c not in used),
         patients=tuple(patient for patient in patients if patient.label in rows),
         notes=(*cohort.notes, *dict.fromkeys(notes)),
         problems=(*cohort.problems, *{problem.sentence: problem for problem in problems}.values()),

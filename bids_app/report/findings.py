@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_app.derivatives.detections import Anomaly, find_anomalies, pets_of, read_run
+from bids_app.derivatives.paths import coverage_path
 from bids_app.derivatives.sidecars import Faults
 from bids_app.detection.clusters import Cluster, separate_lesions, side_of
 from bids_app.detection.detectors import LEADING
@@ -87,6 +88,7 @@ class _Patient:
     maps: Sequence[ScoreMap]
     pet: Image | None
     lesions: Mask | None
+    hole: Mask | None
     scores: Scores
 
     @property
@@ -167,13 +169,17 @@ def _take(output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores) -> _Pa
     t1w = maps[0].t1w
     field = field_around(mask_of(maps[0].brain), t1w.zooms, AROUND_BRAIN)
     pet, _ = pets_of(output_dir, lead, native=False)
-    images, _ = cache.take_all({"pet": pet}, t1w)
+    images, _ = cache.take_all({"pet": pet, "coverage": coverage_path(pet)}, t1w)
     lesions = take_lesions(cache, output_dir, lead, t1w)
+    hole = None
+    if "coverage" in images:
+        hole = (mask_of(maps[0].brain) & ~mask_of(images["coverage"]))[field]
     return _Patient(
         anomalies,
         [_crop(score_map, field) for score_map in maps],
-        crop(images["pet"], field) if images else None,
+        crop(images["pet"], field) if "pet" in images else None,
         None if lesions is None else lesions[field],
+        hole,
         scores,
     )
 
@@ -329,6 +335,9 @@ def _show_lesions(patient: _Patient) -> list[Found]:
         x = float((affine @ [*centre, 1])[0])
         volume = float(inside.sum() * abs(np.linalg.det(affine[:3, :3])))
         heading = f"Lesion {number}, {side_of(x)}, {_volume(volume)}"
+        if patient.hole is not None and patient.hole[inside].all():
+            findings.append(Found(heading, ("Not covered by the PET, so not searched.",), None))
+            continue
         ranks = _first_ranks(patient, inside)
         hits = [f"{name_of(name)} (cluster {rank})" for name, rank in ranks.items() if rank]
         missing = [name_of(name) for name, rank in ranks.items() if not rank]

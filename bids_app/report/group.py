@@ -464,6 +464,9 @@ def write_group_report(
     return write_report(output_dir, NAME, summary, "group.html", gather)
 
 
+OF_PATIENTS = ("cluster_extent", "min_cluster_size")  # of this run, whatever a card says
+
+
 def write_group_methods(output_dir: Path) -> str:
     """Return the methods paragraph of the last run, as plain text."""
     record = read_record(output_dir, NAME)
@@ -474,7 +477,8 @@ def _methods(detected: Detected, record: RunSummary) -> str:
     settings = describe_settings(record["settings"])
     parameters = [flatten(card.parameters) for card in detected.cards.values()]
     by_name = {key.rpartition(".")[2]: v for flat in parameters for key, v in flat.items()}
-    return group_methods(detected, record["versions"], {**settings, **by_name})
+    own = {name: value for name, value in record["settings"].items() if name in OF_PATIENTS}
+    return group_methods(detected, record["versions"], {**settings, **by_name, **flatten(own)})
 
 
 def _maps(output_dir: Path, label: str, detected: Detected, space: str) -> list[Anomaly]:

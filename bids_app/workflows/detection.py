@@ -532,11 +532,15 @@ class ScoredImage:
 
     @property
     def stale(self) -> list[Path]:
-        """Results of an earlier run that this one rewrites unless it fails."""
+        """Results of an earlier run that this one rewrites unless it fails.
+
+        The map in the template's space stays if a new one fails, with all that belongs to it there;
+        in the T1w's space, an old map beside a new one in the template's would pass for its copy.
+        """
         if self.places is None:
             return [self.clusters]
-        table = self.paths["table_in_t1w"]
-        return [self.clusters, self.places, table, sidecar_path(table)]
+        on_t1w = [self.paths[f"{name}_in_t1w"] for name in ("statmap", "labels", "table")]
+        return [self.clusters, self.places, *on_t1w, *map(sidecar_path, on_t1w)]
 
     def output(self, name: str) -> Output:
         """Return the path of a result, and the contents of its sidecar."""
@@ -700,7 +704,7 @@ def init_lesions_wf(
     orientation : str
         Axis code confirmed by the user, for a mask whose header has none.
     """
-    carry = _labels_to_t1w_node(mask, reference, orientation, mem_gb=2)
+    carry = _resample_labels_node(mask, reference, orientation, mem_gb=2)
     if transforms:
         carry.inputs.transforms = [str(path) for path in transforms]
     workflow = Workflow(name)
@@ -725,12 +729,12 @@ def init_atlas_wf(
         Axis code confirmed by the user, for an atlas whose header has none.
     """
     save = Node(SaveFile(out_file=str(output)), name="save")
-    carry, workflow = _labels_to_t1w_node(atlas, reference, orientation), Workflow(name)
+    carry, workflow = _resample_labels_node(atlas, reference, orientation), Workflow(name)
     workflow.connect([(carry, save, [("image", "in_file")])])
     return workflow
 
 
-def _labels_to_t1w_node(
+def _resample_labels_node(
     labels: Path, reference: Path, orientation: str, mem_gb: float = 0.2
 ) -> Node:
     carry = ResampleLabels(
