@@ -398,7 +398,7 @@ def test_a_card_tells_what_the_generators_are_that_made_its_synthetic_pet(out):
     ):
         assert read_card(out / "detectors" / training_set).makers == makers
     assert (
-        "was made by g, which, according to its card, is for demonstration"
+        "synthetic PET (g) is, according to its card, for demonstration"
         in (out / "group.html").read_text()
     )
 
@@ -493,7 +493,7 @@ def test_lesion_masks_on_other_grids_are_brought_onto_the_grid_and_that_is_said(
 
 def test_patients_have_reports_that_tell_of_anomalies(out):
     for label in PATIENTS:
-        assert "z score, trained on real" in (out / f"sub-{label}.html").read_text()
+        assert "z score, training set real" in (out / f"sub-{label}.html").read_text()
     assert not list(out.glob("sub-[cd]*.html"))
 
 
@@ -1101,7 +1101,7 @@ def test_reports_can_be_written_again_from_disk(out, tmp_path, capsys):
     (there / "group.html").unlink()
     assert main([*arguments(there, "--reports-only"), "--resolution", "3"]) == 0
     assert (there / "group.html").read_text() == before  # it describes the grid of its own run
-    assert "z score, trained on real" in (there / "sub-p1.html").read_text()
+    assert "z score, training set real" in (there / "sub-p1.html").read_text()
     (there / "clusters.tsv").unlink()
     assert main(arguments(there, "--reports-only")) == 66
     assert "contains no results of the group level" in capsys.readouterr().err

@@ -181,7 +181,7 @@ def test_on_the_t1w_the_grid_is_that_of_the_t1w(visit):
         ("ocsvm", "minus the decision function"),
         ("zscore", "Crawford-Howell"),
         ("pseudonormal", "between synthetic and real PET"),
-        ("combined", "less uptake scores higher"),
+        ("combined", "lower uptake gives higher scores"),
     ],
 )
 def test_a_map_says_what_its_numbers_are_and_what_it_is_not(visit, detector, words):

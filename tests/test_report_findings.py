@@ -124,7 +124,7 @@ def test_other_detectors_that_see_the_same_place_are_named_with_their_rank(made)
     for found, row in zip(told["clusters"], rows_of(made), strict=True):
         place = np.array([float(row[axis]) for axis in "xyz"])
         where = OTHER if np.linalg.norm(place - OTHER) < 12 else PATIENTS["P1"]
-        assert f"Also seen by OC-SVM (rank {near[where]})." in found.sentences
+        assert f"Also found by OC-SVM (rank {near[where]})." in found.sentences
 
 
 def test_a_cluster_that_no_other_detector_sees_says_so(cohort):

@@ -61,6 +61,7 @@ from bids_app.report.charts import (
     name_of,
 )
 from bids_app.report.figures import AXIS_OF
+from bids_app.report.findings import leading_first
 from bids_app.report.group import _methods, describe_card, matches_of, write_group_report
 from bids_app.report.maps import (
     best_sections,
@@ -134,7 +135,7 @@ def test_every_section_is_there_in_order(made):
         *(*RUN["notes"], *RUN["problems"], "mri2pet 9.8.7", "2026-01-02", RUN["command"]),
         *("2 h 5 min", "27×32×23 voxels of 6 mm", "A dataset.", "Research.", "encoder.latents"),
         *("real: 2 controls, all with real PET.", "training_set", "real, hybrid"),
-        "hybrid: 3 controls, 2 with real PET and 1 with SYNTHETIC PET by semi3d-cyclegan-mse.",
+        "hybrid: 3 controls, 2 with real PET and 1 with SYNTHETIC PET (generator: semi3d-cyclegan",
         *("2 patients, scored by OC-SVM and z score.", "2 controls, for comparison"),
         *(
             "A cluster is not a diagnosis.",
@@ -164,7 +165,7 @@ def test_synthetic_pet_in_the_training_is_the_first_thing_that_is_said(cohort):
 def test_a_demonstration_that_made_the_synthetic_pet_is_told_before_all_else(
     cohort, word, told, why
 ):
-    said = f"was made by semi3d-cyclegan-mse, which, according to its card, is {why}."
+    said = f"of their synthetic PET (semi3d-cyclegan-mse) is, according to its card, {why}."
     page = cohort.write(**RUN)
     assert said not in page
     assert "PET of 35 controls." in section(page, "detectors")
@@ -361,8 +362,8 @@ def test_the_first_clusters_of_each_patient_lead_to_its_report(made):
         ["sub-P2", "1"],
         ["sub-P2", "2"],
     ]
-    assert first[1][3:5] == ["left", "Frontal lobe"]
-    assert first[3][3] == "right"
+    assert first[1][3] == "Frontal lobe, left"
+    assert first[3][3].endswith("right")
     assert [line[-1] for line in first[1:]] == ["yes", "no", "yes", "no"]
     assert page.count('<tr class="rare"><th scope="row"><a href="sub-P1.html">') == 4
     assert first[1][2].startswith("−3")  # the centre's x, with a true minus sign
@@ -996,27 +997,27 @@ def test_each_detector_has_its_table_and_its_pictures(made):
     headings = re.findall(r"<h3>(.*?)</h3>", page)
     assert headings == [
         "All maps, slice by slice (sub-P1)",
-        *("OC-SVM, trained on real (sub-P1)", "z score, trained on real (sub-P1)"),
+        *("z score, training set real (sub-P1)", "OC-SVM, training set real (sub-P1)"),
         "Other training sets",
     ]
     layers, *tables = tables_in(page)
     assert [row[0] for row in layers[1:]] == ["T1w", "PET", "Map", "Clusters"]
     assert len(tables) == len(SETS) * len(DETECTORS)
     found = made.found["real", "ocsvm", "P1"]
-    assert tables[0][0] == [
-        *("Rank", "x, y, z (mm)", "x, y, z on the T1w (mm)", "Side", "Region", "Volume (mm³)"),
+    assert tables[1][0] == [
+        *("Rank", "x, y, z (mm)", "x, y, z on the T1w (mm)", "Place", "Volume (mm³)"),
         *("Peak", "Mean", "Sum", "Expected in a healthy control", "On a lesion (mm³)"),
     ]
-    first, second = tables[0][1:]
+    first, second = tables[1][1:]
     assert first[0] == "1"
     there, here = (
         [float(one) for one in cell.replace("−", "-").split(", ")] for cell in first[1:3]
     )
     assert np.abs(np.subtract(here, there) - MOVED).max() < 2.5  # mm; grids differ
-    assert first[3:6] == ["left", "Frontal lobe", f"{found[0]['volume']:.0f}"]
-    assert float(first[8]) == pytest.approx(found[0]["sum_score"], rel=0.01)
-    assert first[9:] == ["0", f"{found[0]['overlap']:.0f}"]
-    assert second[4] == "n/a"
+    assert first[3:5] == ["Frontal lobe, left", f"{found[0]['volume']:.0f}"]
+    assert float(first[7]) == pytest.approx(found[0]["sum_score"], rel=0.01)
+    assert first[8:] == ["0", f"{found[0]['overlap']:.0f}"]
+    assert second[3] in ("left", "right")  # its region is unknown
     assert page.count("x, y and z are those of the column “x, y, z on the T1w”") == 1
     assert "and on the participant's own T1w, in mm" in page
     assert re.findall(r'<div class="viewer" id="(.*?)"', page) == ["viewer-sub-P1_trc-18FFDG"]
@@ -1029,7 +1030,7 @@ def test_a_cluster_that_was_lost_on_the_way_to_the_t1w_has_no_place_there(cohort
     (path,) = cohort.out.glob("sub-P1/pet/*_space-T1w_desc-ocsvm_clusters.tsv")
     rows = read_tsv(path)
     write_tsv(path, CLUSTER, [rows[0], {**rows[1], "x": None, "y": None, "z": None}])
-    lines = tables_in(section(cohort.write_subject("P1"), "anomalies"))[1]
+    lines = tables_in(section(cohort.write_subject("P1"), "anomalies"))[2]
     assert [line[2] == "n/a" for line in lines] == [False, False, True]
 
 
@@ -1056,8 +1057,8 @@ def test_columns_that_nobody_fills_are_left_out(tmp_path):
     cohort = Cohort(tmp_path / "in" / "out", lesions=False)
     for path in cohort.out.glob("sub-P1/pet/*_clusters.tsv"):
         path.write_text(path.read_text().replace("Frontal lobe", "n/a"))
-    heads = tables_in(section(cohort.write_subject("P1"), "anomalies"))[1][0]
-    assert "Region" not in heads
+    heads, first, *_ = tables_in(section(cohort.write_subject("P1"), "anomalies"))[1]
+    assert first[heads.index("Place")] in ("left", "right")
     assert "On a lesion (mm³)" not in heads
 
 
@@ -1078,7 +1079,7 @@ def test_what_is_lost_is_named_in_the_section(cohort, kind):
     path.write_bytes(b"\xff\xfe\x00")
     page = section(cohort.write_subject("P1"), "anomalies")
     assert path.name in page
-    assert "z score, trained on real" in page
+    assert "z score, training set real" in page
     assert page.count('class="viewer"') == (kind != "T1w")
 
 
@@ -1411,7 +1412,7 @@ def test_a_button_shows_the_peak_that_the_table_lists(cohort, browser):
     page = cohort.out / "sub-P1.html"
     open_viewer(browser, page)
     number = 0
-    for anomaly in primary(cohort):
+    for anomaly in leading_first(primary(cohort)):
         for row in read_tsv(anomaly.paths["table_in_t1w"]):
             browser.run(f"document.querySelectorAll('button[data-viewer]')[{number}].click()")
             peak = [float(row[f"peak_{axis}"]) for axis in "xyz"]
@@ -1633,7 +1634,7 @@ def checked(kind, values):
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ([0.0, 3.0], "see no difference between synthetic"),
+        ([0.0, 3.0], "score synthetic PET and real PET of held-out controls similarly"),
         ([-2.0, -1.0], "more typical than real PET"),
         ([3.0, 4.0], "more unusual than real PET"),
     ],

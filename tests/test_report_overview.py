@@ -5,17 +5,21 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from anomalies import Cohort
 from browser import BASH, CHROMIUM, Browser
-from pages import Reader, text_of
+from pages import Reader, rgba, text_of
 
 from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.tables import read_ratings
 from bids_app.errors import MissingInputError, UnusableDataError
 from bids_app.files import read_json, read_tsv, write_json, write_tsv
+from bids_app.nifti import Image
 from bids_app.plan.cohort import _leave_out_rated
-from bids_app.report.overview import NUMBERS, write_overview
+from bids_app.report.figures import Layer, Section, mosaic
+from bids_app.report.overview import NUMBERS, keep_overview, overview_path, write_overview
+from bids_app.report.panels import UPTAKE, Panel
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,32 @@ def test_everyone_with_a_report_has_a_row_with_a_thumbnail(made):
     assert page.count("data:image/jpeg") == 3
     assert "3 visits" in text_of(page)
     assert not re.search(r'(?:src|href)="https?:', page)
+
+
+def test_a_thumbnail_is_of_the_real_pet_or_else_of_the_synthetic_one(tmp_path):
+    grid = np.eye(4)
+    t1w, real, synthetic = (
+        Layer(name, Image(np.full((6, 6, 6), value, np.float32), grid), UPTAKE)
+        for name, value in (("T1w", 0.5), ("Real PET", 0.9), ("SYNTHETIC PET", 0.1))
+    )
+    sections = (Section("axial", 3),)
+    brightness = {}
+    for layers in ([t1w, synthetic, real], [t1w, synthetic]):
+        keep_overview(tmp_path, "1", [], [Panel("", "", (mosaic("", layers, sections),))])
+        record = read_json(overview_path(tmp_path, "1"))
+        brightness[record["pictured"]] = rgba(record["thumbnail"])[..., :3].mean()
+    assert brightness["Real PET"] > 2 * brightness["SYNTHETIC PET"]
+    keep_overview(tmp_path, "1", [], [])
+    assert read_json(overview_path(tmp_path, "1"))["thumbnail"] == ""
+
+
+def test_a_synthetic_thumbnail_is_marked(tmp_path):
+    write_rows(tmp_path, 2)
+    path = tmp_path / "logs/sub-000_overview.json"
+    write_json(path, {**read_json(path), "thumbnail": "data:,", "pictured": "SYNTHETIC PET"})
+    page = write_overview(tmp_path).read_text(encoding="utf-8")
+    assert 'alt="Slice of the SYNTHETIC PET of sub-000"' in page
+    assert page.count("<small>SYNTHETIC</small>") == 1
 
 
 def test_a_report_that_is_gone_or_a_damaged_record_is_no_row(made, tmp_path):

@@ -15,7 +15,7 @@ from scipy import ndimage
 from bids_app import nifti
 from bids_app.derivatives.detections import ScoredRun, ScoredSubject, write_run
 from bids_app.detection.detectors import DETECTORS
-from bids_app.files import write_tsv
+from bids_app.files import read_tsv, write_tsv
 from bids_app.imaging.volume import grid_of_box
 from bids_app.report.figures import (
     PLANES,
@@ -324,7 +324,7 @@ def test_a_participant_without_pet(tree):
     tree.add_synthetic()
     text = text_of(tree.write(**RUN))
     assert text.startswith("SYNTHETIC")
-    assert "No PET was acquired for this participant." in text
+    assert "No PET of this participant was processed." in text
     assert "no real PET can be shown beside it" in text
     assert "Real PET" not in text
     assert "No figure." not in text
@@ -457,7 +457,7 @@ def test_a_bad_registration_is_a_warning_at_the_top(tree):
     tree.add_anatomy(DiceBrainMask=0.5)
     page = tree.write(**RUN)
     assert 'class="flagged"' in page
-    assert page.index("overlap by only 50 %") < page.index("What was found")
+    assert page.index("overlap by only 50 %") < page.index("<caption>Images")
 
 
 @pytest.mark.parametrize(
@@ -469,7 +469,7 @@ def test_the_verdict_comes_first(tree, verdict, words):
     page = tree.write(**RUN)
     table = page[page.index("Registrations</caption>") :]
     assert table.index(f"<td>{verdict}</td>") < table.index("1.040") < table.index(words)
-    assert (page.index(words) < page.index("What was found")) == (verdict != "pass")
+    assert (page.index(words) < page.index("<caption>Images")) == (verdict != "pass")
 
 
 def test_a_generator_that_knew_the_participant_is_a_warning(tree):
@@ -665,6 +665,12 @@ def test_uptake_by_region_is_shown_against_controls(tree):
     expected = (1.4 - 1.1) / (0.1 * np.sqrt(4 / 3))
     assert f"left insula 1.40 1.10 -12.5 {expected:.1f} 1.00 1.10 -12.5" in page
     assert "t compares the ratio to the brain mean with 3 controls" in page
+    path = tree.out / "sub-01/pet/sub-01_trc-18FFDG_desc-regions_pet.tsv"
+    rows = [row for row in read_tsv(path) if row["pet"] == "synthetic"]
+    write_tsv(path, list(rows[0]), rows)
+    regions = text_of(tree.write()).partition("Uptake by region")[2].replace("−", "-")
+    assert "Real PET" not in regions
+    assert "left insula 1.00 1.10 -12.5 right insula" in " ".join(regions.split())
 
 
 def test_the_citation_keeps_what_other_levels_told_and_cites_all_of_them(tmp_path):

@@ -453,7 +453,7 @@ def test_models_that_cannot_be_told_apart_are_best_together():
 def test_a_bias_is_as_good_as_one_of_the_other_sign(one, other):
     rows = [row("semi3d-gan", suvr_bias=one), row("semi3d-gan-mse", suvr_bias=other)]
     assert best_in(rows, "suvr_bias") == [True, True]
-    assert "-0.000" not in str(table1(rows))
+    assert "−0.0" not in str(table1(rows))
 
 
 # Tests

@@ -10,9 +10,9 @@ from typing import Literal
 TRAINING_SETS = ("real", "hybrid", "synthetic")  # in the order in which they are shown
 CHANNELS = ("pet", "t1w+pet")  # choices of --channels: images that patches are extracted from
 DIRECTIONS = {  # choice of --direction → meaning of a score
-    "hypo": "less uptake scores higher",
-    "hyper": "more uptake scores higher",
-    "both": "less and more uptake score alike",
+    "hypo": "lower uptake gives higher scores",
+    "hyper": "higher uptake gives higher scores",
+    "both": "lower and higher uptake score alike",
 }
 
 
@@ -154,7 +154,7 @@ def meaning_of(name: str, direction: str) -> str:
     Examples
     --------
     >>> meaning_of("of another version", "hypo")
-    'higher is more abnormal; less uptake scores higher'
+    'higher is more abnormal; lower uptake gives higher scores'
     """
     meaning = detector_of(name).meaning
     return f"{meaning}; {DIRECTIONS[direction]}" if direction in DIRECTIONS else meaning

@@ -95,6 +95,32 @@ def write_place(*place: float) -> str:
     return ", ".join(f"{round(v)}".replace("-", "−") for v in place)
 
 
+def describe_place(cluster: Cluster) -> str:
+    """Describe the place of a cluster: its region if known, and its side.
+
+    The side is that of the centre, and the region the one that holds most of the cluster.
+
+    Examples
+    --------
+    >>> numbers = dict.fromkeys(("rank", "x", "y", "z", "volume", "peak_x", "peak_y", "peak_z"), 1)
+    >>> numbers |= dict.fromkeys(("peak_score", "mean_score", "sum_score"), 1.0)
+    >>> describe_place(Cluster(**numbers, side="left", region="left frontal"))
+    'left frontal'
+    >>> describe_place(Cluster(**numbers, side="midline", region="pons"))
+    'pons, midline'
+    >>> describe_place(Cluster(**numbers, side="right", region="left occipital"))
+    'left occipital, across the midline'
+    """
+    region = cluster.region
+    if not region:
+        return cluster.side
+    sides = [side for side in ("left", "right") if side in region.lower()]
+    if cluster.side in sides:
+        return region
+    crosses = sides and cluster.side != "midline"
+    return f"{region}, {'across the midline' if crosses else cluster.side}"
+
+
 def is_rare(cluster: Cluster) -> bool:
     """Return whether such a cluster is rarely expected in a healthy control."""
     return cluster.expected_in_control is not None and cluster.expected_in_control < RARE
@@ -127,12 +153,9 @@ def format_expected(value: float | None) -> str:
     return f"{value:.3g}" if value < 1 else f"{value:.1f}"
 
 
-def columns_shown(clusters: Sequence[Cluster]) -> tuple[bool, bool]:
-    """Return whether any cluster has a region, and whether any has an overlap with a lesion."""
-    return (
-        any(cluster.region for cluster in clusters),
-        any(cluster.overlap is not None for cluster in clusters),
-    )
+def lesions_known(clusters: Sequence[Cluster]) -> bool:
+    """Return whether clusters were compared with lesions."""
+    return any(cluster.overlap is not None for cluster in clusters)
 
 
 OWN_PLACE: Final = "x, y, z on the T1w (mm)"
@@ -143,8 +166,7 @@ def cells_of(cluster: Cluster, place_on_t1w: str = "") -> dict[str, str]:
     return {
         "x, y, z (mm)": place_of(cluster),
         OWN_PLACE: place_on_t1w,
-        "Side": cluster.side,
-        "Region": cluster.region if cluster.region else "",
+        "Place": describe_place(cluster),
         "Volume (mm³)": show(cluster.volume, 0),
         "Peak": format_score(cluster.peak_score),
         "Mean": format_score(cluster.mean_score),
@@ -246,8 +268,8 @@ def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
     shares = control_shares(cards, faults)
     curve, responses = read_curve(output_dir, evaluated), read_froc(output_dir, evaluated)
     tests = read_tests(output_dir, evaluated)
-    lesions_known = bool(curve or responses or tests)  # otherwise nothing could be measured
-    faults += [fault for fault in evaluated if lesions_known or not fault.endswith("is missing.")]
+    measured = bool(curve or responses or tests)  # otherwise no lesion is known
+    faults += [fault for fault in evaluated if measured or not fault.endswith("is missing.")]
     paths = {subject.path for subject in maps}
     folders = sorted(path for path in (output_dir / DETECTORS_FOLDER).glob("*") if path.is_dir())
     used = folders_of(output_dir, sets, applied)
@@ -313,7 +335,7 @@ def control_scores(cards: Cards, faults: Faults) -> Scores:
     for name, (folder, _) in cards.items():
         for line in read_control_clusters(folder, faults):
             controls = scores.setdefault((name, line.detector), {})
-            sums = controls.setdefault(_name_visit(line.participant_id, line.session_id), [])
+            sums = controls.setdefault(name_visit(line.participant_id, line.session_id), [])
             sums += [] if line.sum_score is None else [line.sum_score]
     return scores
 
@@ -323,13 +345,7 @@ def control_shares(cards: Cards, faults: Faults) -> Shares:
     shares = Shares()
     for name, (folder, _) in cards.items():
         for line in read_control_maps(folder, faults):
-            visit = _name_visit(line.participant_id, line.session_id)
+            visit = name_visit(line.participant_id, line.session_id)
             if line.above_zero is not None:
                 shares.setdefault((name, line.detector), {})[visit] = line.above_zero
     return shares
-
-
-def _name_visit(participant: str, session: str | None) -> str:
-    """Return the name of a visit whose identifiers may have prefixes."""
-    label = None if session is None else session.removeprefix("ses-")
-    return name_visit(participant.removeprefix("sub-"), label)

@@ -65,7 +65,7 @@ STYLE: Final[Mapping[Any, object]] = {
     "text.parse_math": False,  # a "$" in a name is literal
     "text.color": INK,
     "font.family": "DejaVu Sans",  # bundled with matplotlib; the page substitutes its own
-    "font.size": 11.0,
+    "font.size": 13.0,
     "figure.facecolor": "none",
     "figure.constrained_layout.w_pad": 0.12,
     "figure.constrained_layout.h_pad": 0.06,
@@ -215,10 +215,10 @@ def show_tick(value: float) -> str:
 
     Examples
     --------
-    >>> show_tick(-0.25), show_tick(200.0), show_tick(0.30000000000000004)
-    ('−0.25', '200', '0.3')
+    >>> show_tick(-0.25), show_tick(20000.0), show_tick(0.30000000000000004)
+    ('−0.25', '20000', '0.3')
     """
-    return f"{value:.4g}".replace("-", "−")
+    return f"{value:.{8 if abs(value) >= 1 else 4}g}".replace("-", "−")
 
 
 def describe_range(values: Sequence[float], digits: int) -> str:
@@ -226,7 +226,7 @@ def describe_range(values: Sequence[float], digits: int) -> str:
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}".replace("-", "−")
 
 
-CURVES: Final = 184.0  # px; height of a row of learning curves
+CURVES: Final = 200.0  # px; height of a row of learning curves
 FOLD_DASHES: Final = ("", "6 3", "2 3")  # used in turn if there are more folds than colours
 SSIM: Final = "SSIM, validation"
 SERIES: Final = {
@@ -266,6 +266,7 @@ def draw_curves(histories: Mapping[str, Sequence[HistoryEpoch]]) -> Chart | None
             set_axis(axes.xaxis, limits_around(e.epoch for e in epochs), whole=True)
             set_axis(axes.yaxis, limits_around(values, logarithmic=steep), logarithmic=steep)
             axes.set_title(title + " (logarithmic)" * steep)
+            axes.set_xlabel("epoch")
             _draw_folds(axes, epochs, series, keys, marked=title == SSIM)
     return Chart("Learning curves", _describe_curves(shown), figure, tuple(keys.values()))
 
@@ -559,10 +560,7 @@ def draw_calibration(calibrations: Sequence[Calibration], sets: Sequence[str]) -
         figure,
         (
             Key("held-out controls", GREY),
-            *(
-                Key(f"patients, detectors trained on {name}", colour_of_set(name, sets))
-                for name in trained
-            ),
+            *(Key(f"patients, training set {name}", colour_of_set(name, sets)) for name in trained),
         ),
     )
 

@@ -24,6 +24,7 @@ from bids_app.nifti import Image
 from bids_app.report.anomalies import (
     Scores,
     control_scores,
+    describe_place,
     find_cards,
     format_score,
     name_of,
@@ -156,10 +157,10 @@ def _findings_of_pet(
 
 
 def leading_first(anomalies: Sequence[Anomaly]) -> list[Anomaly]:
-    """Sort the maps of a PET so that the detector that finds most comes first."""
+    """Sort maps by PET, so that the detector that finds most comes first in each."""
     last = len(LEADING)
     ranks = {detector: rank for rank, detector in enumerate(LEADING)}
-    return sorted(anomalies, key=lambda anomaly: ranks.get(anomaly.detector, last))
+    return sorted(anomalies, key=lambda anomaly: (anomaly.stem, ranks.get(anomaly.detector, last)))
 
 
 def _take(output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores) -> _Patient:
@@ -208,7 +209,7 @@ def _summarize(lead: Anomaly, scores: Scores) -> str:
     if not lead.clusters:
         return f"No cluster was found by {detector}."
     first = lead.clusters[0]
-    place = f"{_describe_place(first)}, {_volume(first.volume)}"
+    place = f"{describe_place(first)}, {_volume(first.volume)}"
     strongest = f"The strongest cluster found by {detector} ({place})"
     n_strong, n_controls = _count_controls(first, lead, scores)
     if not n_controls:
@@ -227,24 +228,6 @@ def _have(number: int) -> str:
     return "has" if number == 1 else "have"
 
 
-def _describe_place(cluster: Cluster) -> str:
-    """Describe the place of a cluster: its side, and its region if known.
-
-    Examples
-    --------
-    >>> numbers = dict.fromkeys(("rank", "x", "y", "z", "volume", "peak_x", "peak_y", "peak_z"), 1)
-    >>> numbers |= dict.fromkeys(("peak_score", "mean_score", "sum_score"), 1.0)
-    >>> _describe_place(Cluster(**numbers, side="left", region="left frontal"))
-    'left frontal'
-    >>> _describe_place(Cluster(**numbers, side="midline", region="pons"))
-    'midline, pons'
-    """
-    region = cluster.region if cluster.region else ""
-    if not region or cluster.side in region.lower():
-        return region if region else cluster.side
-    return f"{cluster.side}, {region}"
-
-
 def _volume(volume: float) -> str:
     """Format a volume, given in mm³, in cm³.
 
@@ -260,7 +243,7 @@ def _describe_cluster(
     cluster: Cluster, lead: Anomaly, scores: Scores, agreeing: Sequence[str] | None = None
 ) -> tuple[str, tuple[str, ...]]:
     """Return the heading and the description of a cluster."""
-    place = _describe_place(cluster)
+    place = describe_place(cluster)
     heading = f"{cluster.rank}. {place[:1].upper()}{place[1:]}, {_volume(cluster.volume)}"
     n_strong, n_controls = _count_controls(cluster, lead, scores)
     peak = write_place(cluster.peak_x, cluster.peak_y, cluster.peak_z)
@@ -274,7 +257,7 @@ def _describe_cluster(
     ]
     if agreeing is not None:
         sentences.append(
-            f"Also seen by {enumerate_words(list(agreeing))}."
+            f"Also found by {enumerate_words(list(agreeing))}."
             if agreeing
             else "No other detector has a cluster there."
         )
@@ -282,7 +265,7 @@ def _describe_cluster(
         sentences.append(
             f"{_volume(cluster.overlap)} of it lie in a known lesion."
             if cluster.overlap
-            else "It is not on a known lesion."
+            else "It does not overlap a known lesion."
         )
     return heading, tuple(sentences)
 

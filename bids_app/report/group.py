@@ -17,12 +17,12 @@ from bids_app.report.anomalies import (
     Detected,
     DetectorKey,
     cells_of,
-    columns_shown,
     find_detected,
     format_score,
     in_rank,
     is_rare,
     key_of,
+    lesions_known,
     name_of,
     title_of,
 )
@@ -46,13 +46,12 @@ from bids_app.report.page import (
     enumerate_words,
     name_visit,
     read_record,
-    show,
     write_report,
 )
+from bids_app.report.table1 import show_p
 
 SHOWN: Final = (1, 5, 10)  # clusters per patient at which detectors are compared (our choice)
 SIGNIFICANT: Final = 0.05  # our choice, common in the field
-SMALLEST: Final = 0.001  # smaller p-values are not written out
 MAKER_KEYS: Final = ("intended_use", "trained_on")  # copied from a generator's card to a detector's
 
 
@@ -65,17 +64,6 @@ def matches_of(detected: Detected) -> list[dict[str, object]]:
     tests = {unit: [t for t in detected.comparisons if t.unit == unit] for unit in UNITS}
     tables = [_matches(of_unit, unit) for unit, of_unit in tests.items()]
     return [table for table in tables if table["pairs"]]
-
-
-def show_p(p: float | None) -> str:
-    """Format a p-value.
-
-    Examples
-    --------
-    >>> show_p(0.0312), show_p(0.00001), show_p(1.0), show_p(None)
-    ('0.031', '< 0.001', '1.000', 'n/a')
-    """
-    return f"< {SMALLEST:g}" if p is not None and p < SMALLEST else show(p, 3)
 
 
 def _matches(tests: Sequence[McNemarTest], unit: str) -> dict[str, object]:
@@ -138,15 +126,10 @@ def describe_card(card: DetectorCard) -> dict[str, object]:
         "seed": str(card.seed) if card.seed >= 0 else "",
         "parameters": flatten(card.parameters),
         "controls": [
-            (_visit(control), _generator_of(control), control.fold) for control in card.controls
+            (name_visit(one.participant, one.session), _generator_of(one), one.fold)
+            for one in card.controls
         ],
     }
-
-
-def _visit(control: Control) -> str:
-    participant, session = control.participant, control.session
-    label = None if session is None else session.removeprefix("ses-")
-    return name_visit(participant.removeprefix("sub-"), label)
 
 
 def _generator_of(control: Control) -> str:
@@ -169,7 +152,7 @@ def describe_training(name: str, card: DetectorCard) -> str:
     if not n_synthetic:
         return f"{name}: {_count(total, 'control')}, all with real PET."
     parts = [f"{total - n_synthetic} with real PET"] if n_synthetic < total else []
-    parts.append(f"{n_synthetic} with SYNTHETIC PET by {enumerate_words(_generators(card))}")
+    parts.append(f"{n_synthetic} with SYNTHETIC PET (generator: {', '.join(_generators(card))})")
     return f"{name}: {_count(total, 'control')}, {enumerate_words(parts)}."
 
 
@@ -181,8 +164,8 @@ def describe_scoring(detected: Detected) -> list[str]:
     controls = {name for scores in detected.control_scores.values() for name in scores}
     if controls:
         sentences.append(
-            f"{_count(len(controls), 'control')}, for comparison: each scored on real PET, by the "
-            "folds that had not been trained on that control."
+            f"{_count(len(controls), 'control')}, for comparison: each scored on real PET, by "
+            "detectors that had not been trained on that control."
         )
     return sentences
 
@@ -242,7 +225,6 @@ def cluster_table(detected: Detected, detector: DetectorKey) -> dict[str, object
         for cluster in sorted(listed.clusters, key=lambda cluster: cluster.rank)
         if cluster.rank <= FIRST
     ]
-    regions, lesions = columns_shown([cluster for _, cluster in first])
     with_clusters = {
         (listed.participant, listed.session if listed.session else "") for listed in visits
     }
@@ -253,8 +235,7 @@ def cluster_table(detected: Detected, detector: DetectorKey) -> dict[str, object
         "title": title_of(*detector),
         "lines": [_line(listed, cluster) for listed, cluster in first],
         "none": [f"sub-{participant}" for participant, _ in without_clusters],
-        "regions": regions,
-        "lesions": lesions,
+        "lesions": lesions_known([cluster for _, cluster in first]),
     }
 
 
@@ -346,7 +327,11 @@ def _synthetic_controls(output_dir: Path, detected: Detected) -> list[str]:
             if training_set == name
             for visit in scores
         }
-        synthetic = {_label(c) for c in card.controls if c.synthetic and _visit(c) in scored}
+        synthetic = {
+            _label(control)
+            for control in card.controls
+            if control.synthetic and name_visit(control.participant, control.session) in scored
+        }
         lacking = {label for label in synthetic if not _has_pet(output_dir, label)}
         if lacking:
             sentences.append(
@@ -444,7 +429,7 @@ def write_group_report(
         space = f"{template}_res-{resolution_label(resolution)}"
         patients = detected.participants
         return {
-            "space": space,
+            "space": f"{template}, voxels of {resolution:g} mm",
             "doubts": doubts_of(output_dir, detected),
             "maps": [
                 (_page(label), panel)
@@ -497,16 +482,22 @@ def flatten(values: Mapping[str, object], before: str = "") -> dict[str, str]:
 
     Examples
     --------
-    >>> flatten({"nu": 0.03, "network": {"width": 3}})
-    {'nu': '0.03', 'network.width': '3'}
+    >>> flatten({"nu": 0.03, "network": {"width": 3, "ages": [[51.666666], [20]]}})
+    {'nu': '0.03', 'network.width': '3', 'network.ages': '51.6667, 20'}
     """
     flat = dict[str, str]()
     for key, value in values.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{before}{key}.")
         elif value is not None:
-            flat[f"{before}{key}"] = f"{value:g}" if isinstance(value, float) else str(value)
+            flat[f"{before}{key}"] = _write(value)
     return flat
+
+
+def _write(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_write, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _detectors(detected: Detected) -> dict[str, object]:
@@ -535,8 +526,8 @@ def _detectors(detected: Detected) -> dict[str, object]:
 
 
 VERDICTS: Final = {
-    "alike": "Detectors that were trained on real PET see no difference between synthetic PET and "
-    "real PET of controls that they were not trained on",
+    "alike": "Detectors that were trained on real PET score synthetic PET and real PET of held-out "
+    "controls similarly",
     "too typical": "Synthetic PET is more typical than real PET of healthy people. Detectors that "
     "trained on it treat normal variation as abnormal; compare clusters with those of held-out "
     "controls",
@@ -565,14 +556,14 @@ def describe_distribution(detected: Detected) -> dict[str, object]:
     counts = f"{whole.synthetic} synthetic against {whole.real} held-out real PET"
     return {
         "sentence": f"{VERDICTS[whole.verdict]}. Over the whole brain, a synthetic PET scores "
-        f"higher than a held-out real one in {whole.score_area:.0%} of all pairs ({counts}); 50 % "
-        "would mean no difference.",
+        f"higher than a held-out real one in {100 * whole.score_area:.0f} % of all pairs "
+        f"({counts}); 50 % would mean no difference.",
         "lines": [
             [
                 comparison.region,
                 *map(format_score, (comparison.error_real, comparison.error_synthetic)),
                 *map(format_score, (comparison.score_real, comparison.score_synthetic)),
-                f"{comparison.score_area:.0%}",
+                f"{100 * comparison.score_area:.0f} %",
                 comparison.verdict,
             ]
             for comparison in comparisons
@@ -602,7 +593,7 @@ def operating_lines(detected: Detected) -> dict[str, list[list[str]]]:
     lines: dict[str, list[list[str]]] = {}
     for unit in dict.fromkeys(point.unit for point in detected.responses):
         unit_points = [point for point in detected.responses if point.unit == unit]
-        for detector in dict.fromkeys(map(key_of, unit_points)):
+        for detector in in_rank(map(key_of, unit_points)):
             points = [point for point in unit_points if key_of(point) == detector]
             cells = [_operating_cell(point_at(points, rate)) for rate in FALSE_RATES]
             lines.setdefault(unit, []).append([title_of(*detector), *cells])

@@ -12,7 +12,7 @@ from bids_app.derivatives.detections import Anomaly, backdrop_of, lesions_of
 from bids_app.errors import Mri2petError
 from bids_app.imaging.volume import Mask, Volume
 from bids_app.nifti import Image
-from bids_app.report.anomalies import columns_shown, name_of
+from bids_app.report.anomalies import lesions_known, name_of
 from bids_app.report.figures import (
     AXIS_OF,
     PLANES,
@@ -121,7 +121,7 @@ def heat_of(scores: Volume, labels: Volume | None) -> Heat:
     return Heat(threshold, top if top > threshold else threshold + 1.0)
 
 
-def draw_score_map(score_map: ScoreMap, title: str, caption: str) -> Panel:
+def draw_score_map(score_map: ScoreMap, title: str) -> Panel:
     """Draw a score map over its T1w: axial, coronal and sagittal slices through the whole brain.
 
     Parameters
@@ -129,8 +129,8 @@ def draw_score_map(score_map: ScoreMap, title: str, caption: str) -> Panel:
     score_map : ScoreMap
         Score map from :func:`take_score_map`, in the space of the template, where the T1w is
         scaled to 0..1.
-    title, caption : str
-        Heading, and what to look for.
+    title : str
+        Heading.
     """
     field = field_around(mask_of(score_map.brain), score_map.brain.zooms, AROUND_BRAIN)
     brain, t1w, scores = (
@@ -146,7 +146,7 @@ def draw_score_map(score_map: ScoreMap, title: str, caption: str) -> Panel:
         overlay(row, [scores.data], lambda _, values: paint_scores(values, heat), bars)
         for row in rows
     )
-    return Panel(title, caption, tuple(figures))
+    return Panel(title, "", tuple(figures))
 
 
 LESION: Final = "#00b7ff"  # outline of a lesion; not a colour of clusters
@@ -217,7 +217,7 @@ def take_lesions(
     ``native`` reads them in the space of the participant's T1w instead of the template. Masks are
     ignored if clusters were not compared with them, because they are left over from an earlier run.
     """
-    if anomaly.clusters and not columns_shown(anomaly.clusters)[1]:
+    if anomaly.clusters and not lesions_known(anomaly.clusters):
         return None
     paths = lesions_of(output_dir, anomaly, native=native)
     masks = [mask_of(cache.take(path, grid)) for path in paths]

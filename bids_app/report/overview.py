@@ -28,13 +28,14 @@ NAME: Final = "participants.html"
 ENDING: Final = "_overview.json"  # of the files that reports write to logs/ for this page
 THUMBNAIL: Final = 72  # px; our choice: 500 of them are a megabyte
 QUALITY: Final = 70  # of JPEG; our choice
+KINDS: Final = ("Real PET", "SYNTHETIC PET")  # names of rows of pictures, the preferred one first
 FAR: Final = 3.0  # robust SDs from the median beyond which a value is an outlier; our choice
 FEWEST: Final = 8  # values needed to find outliers; our choice
 NORMAL: Final = 1.4826  # ratio of SD to median absolute deviation for a Gaussian
 # Column → its heading and number of decimals
 NUMBERS: Final = {
     "dice": ("Dice, T1w", 3),
-    "covered": ("Brain in the PET (%)", 1),
+    "covered": ("PET coverage (%)", 1),
     "ssim": ("SSIM, brain", 3),
     "novelty": ("Novelty", 2),
 }
@@ -59,10 +60,16 @@ def keep_overview(
     visits : sequence of Results
         Visits of the participant.
     pictures : sequence of Panel
-        Panels of PET; a slice of the first becomes the thumbnail.
+        Panels of PET; a slice of the first real PET becomes the thumbnail, or of the synthetic one.
     """
     rows = [{"visit": visit.name, **_numbers(visit)} for visit in visits]
-    record = {"rows": rows, "warnings": len(warnings_of(visits)), "thumbnail": _thumbnail(pictures)}
+    kind, thumbnail = next(filter(None, (_thumbnail(pictures, kind) for kind in KINDS)), ("", ""))
+    record = {
+        "rows": rows,
+        "warnings": len(warnings_of(visits)),
+        "thumbnail": thumbnail,
+        "pictured": kind,
+    }
     write_json(overview_path(output_dir, subject), record)
 
 
@@ -84,20 +91,19 @@ def _numbers(visit: Results) -> Json:
     }
 
 
-def _thumbnail(pictures: Sequence[Panel]) -> str:
-    """Create a thumbnail of a slice of PET, as a ``data:`` URL; empty if there is none."""
-    for panel in pictures:
-        for figure in panel.figures:
+def _thumbnail(pictures: Sequence[Panel], kind: str) -> tuple[str, str] | None:
+    """Return a kind of PET with a thumbnail of it, a ``data:`` URL; None if it is not pictured."""
+    for figure in (figure for panel in pictures for figure in panel.figures):
+        names = [text.words for text in figure.texts if text.turned]  # of the rows
+        if kind in names:
             slices = figure.frames[0][1]
-            rows = sorted({tile.spot.y for tile in slices})
-            tiles = [tile for tile in slices if tile.spot.y in rows[1:2]]  # below the T1w
-            if tiles:
-                href = tiles[len(tiles) // 2].href
-                content = base64.b64decode(href.partition("base64,")[2])
-                image = Pillow.open(io.BytesIO(content)).convert("RGB")
-                image.thumbnail((THUMBNAIL, THUMBNAIL))
-                return encode(np.asarray(image), "JPEG", quality=QUALITY)
-    return ""
+            row = sorted({tile.spot.y for tile in slices})[names.index(kind)]
+            tiles = [tile for tile in slices if tile.spot.y == row]
+            content = base64.b64decode(tiles[len(tiles) // 2].href.partition("base64,")[2])
+            image = Pillow.open(io.BytesIO(content)).convert("RGB")
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            return kind, encode(np.asarray(image), "JPEG", quality=QUALITY)
+    return None
 
 
 def write_overview(output_dir: Path) -> Path:
@@ -122,7 +128,12 @@ def write_overview(output_dir: Path) -> Path:
         for number, row in enumerate(_rows(record))
     ]
     mark_outliers(lines)
-    values = {"lines": lines, "numbers": NUMBERS, "dataset": output_dir.name}
+    numbers = {
+        name: heading
+        for name, (heading, _) in NUMBERS.items()
+        if any(line["cells"][name] != "n/a" for line in lines)  # type: ignore[index]  # a dict
+    }
+    values = {"lines": lines, "numbers": numbers, "dataset": output_dir.name}
     path = output_dir / NAME
     write_text(path, render("participants.html", values))
     return path
@@ -137,7 +148,7 @@ def _line(label: str, row: Json, record: Json, *, first: bool) -> dict[str, obje
     numbers = {name: as_number(row.get(name)) for name in NUMBERS}
     visit = str(row.get("visit", label))
     participant, _, session = visit.partition(", ")
-    thumbnail = record.get("thumbnail")
+    thumbnail, pictured = record.get("thumbnail"), str(record.get("pictured", ""))
     return {
         "participant": participant,
         "session": session,
@@ -149,7 +160,8 @@ def _line(label: str, row: Json, record: Json, *, first: bool) -> dict[str, obje
         "cells": {name: show(numbers[name], digits) for name, (_, digits) in NUMBERS.items()},
         "odd": set[str](),
         "warnings": record.get("warnings", 0),
-        "thumbnail": thumbnail if first and isinstance(thumbnail, str) else "",
+        "thumbnail": thumbnail if first and pictured else "",  # of an unknown kind: not shown
+        "pictured": pictured,
     }
 
 

@@ -188,27 +188,30 @@ def describe_duration(seconds: float | None) -> str:
 
 
 def show(value: float | None, digits: int) -> str:
-    """Format a number, without a sign if it rounds to 0, or return ``n/a``.
+    """Format a number, with a minus sign unless it rounds to 0, or return ``n/a``.
 
     Examples
     --------
-    >>> show(0.98765, 3), show(None, 3), show(math.nan, 3), show(math.inf, 1), show(-0.04, 1)
-    ('0.988', 'n/a', 'n/a', '∞', '0.0')
+    >>> show(0.98765, 3), show(None, 3), show(math.nan, 3), show(math.inf, 1)
+    ('0.988', 'n/a', 'n/a', '∞')
+    >>> show(-0.04, 1), show(-0.06, 1)
+    ('0.0', '−0.1')
     """
     if value is None or math.isnan(value):
         return "n/a"
-    return "∞" if math.isinf(value) else f"{value:z.{digits}f}"
+    return "∞" if math.isinf(value) else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def name_visit(participant: str, session: str | None) -> str:
-    """Return the name of a visit.
+    """Return the name of a visit, whose labels may have their prefixes.
 
     Examples
     --------
-    >>> name_visit("01", None), name_visit("01", "02")
-    ('sub-01', 'sub-01, ses-02')
+    >>> name_visit("01", None), name_visit("01", "02"), name_visit("sub-01", "ses-02")
+    ('sub-01', 'sub-01, ses-02', 'sub-01, ses-02')
     """
-    return f"sub-{participant}" + (f", ses-{session}" if session else "")
+    name = f"sub-{participant.removeprefix('sub-')}"
+    return f"{name}, ses-{session.removeprefix('ses-')}" if session else name
 
 
 def enumerate_words(words: Sequence[str]) -> str:

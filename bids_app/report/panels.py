@@ -18,6 +18,7 @@ from bids_app.derivatives.find import RealPet, Results
 from bids_app.errors import Mri2petError
 from bids_app.imaging.volume import Mask, Volume
 from bids_app.nifti import Image
+from bids_app.report.anomalies import format_score
 from bids_app.report.charts import WIDTH
 from bids_app.report.figures import (
     Colours,
@@ -39,7 +40,6 @@ from bids_app.report.figures import (
     flicker,
     head,
     mosaic,
-    show_end,
     size_of,
     tile_of,
     tissue_levels,
@@ -143,7 +143,7 @@ def overlay(
 def bar_of_scores(heat: Heat) -> Bars:
     """Create a colour bar of the scores that are shown."""
     row = np.linspace(heat.threshold, heat.high, 256, dtype=np.float32)[np.newaxis]
-    low, high = show_end(heat.threshold), show_end(heat.high)
+    low, high = format_score(heat.threshold), format_score(heat.high)
     return (("anomaly score", paint_scores(row, heat), low, high),)
 
 

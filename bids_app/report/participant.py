@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Final, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from bids_app.derivatives.detections import (
     DETECTORS_FOLDER,
@@ -27,14 +27,14 @@ from bids_app.nifti import check_header
 from bids_app.report.anomalies import (
     OWN_PLACE,
     cells_of,
-    columns_shown,
     control_scores,
     find_cards,
     is_rare,
+    lesions_known,
     name_of,
     place_of,
 )
-from bids_app.report.findings import findings_of
+from bids_app.report.findings import findings_of, leading_first
 from bids_app.report.group import NAME as GROUP
 from bids_app.report.group import write_group_methods
 from bids_app.report.maps import draw_score_map, take_score_map
@@ -61,13 +61,6 @@ from bids_app.report.results import (
 )
 from bids_app.report.viewer import Viewer, library, view_pet
 
-CAPTION: Final = (
-    "Brighter is more abnormal; uncoloured voxels score less than every voxel of the clusters "
-    "in the table. Coloured areas that are missing from the table are smaller than the minimum "
-    "volume, or rank below the clusters that were kept. Slices "
-    "are in the space of the template; x, y and z match the table."
-)
-
 
 def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[str, object] | None:
     """Describe the anomalies of a participant.
@@ -91,7 +84,7 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[
         clusters on the participant's own T1w; ``viewers``, one per PET; and ``niivue``, the script
         that they need. None if there is no score map.
     """
-    anomalies = find_anomalies(output_dir, subject, spaces=spaces)
+    anomalies = leading_first(find_anomalies(output_dir, subject, spaces=spaces))
     if not anomalies:
         return None
     run, controls = read_run(output_dir), _controls(output_dir, anomalies)
@@ -114,16 +107,13 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[
 
 
 def columns_of(anomaly: Anomaly) -> tuple[str, ...]:
-    """Return the headings of a table of clusters; regions, lesions and T1w places only if known."""
-    regions, lesions = columns_shown(anomaly.clusters)
+    """Return the headings of a table of clusters; lesions and places on the T1w only if known."""
     columns = {
         "x, y, z (mm)": True,
         OWN_PLACE: bool(anomaly.own_clusters),
-        "Side": True,
-        "Region": regions,
-        **dict.fromkeys(("Volume (mm³)", "Peak", "Mean", "Sum"), True),
+        **dict.fromkeys(("Place", "Volume (mm³)", "Peak", "Mean", "Sum"), True),
         "Expected in a healthy control": True,
-        "On a lesion (mm³)": lesions,
+        "On a lesion (mm³)": lesions_known(anomaly.clusters),
     }
     return tuple(head for head, is_known in columns.items() if is_known)
 
@@ -147,12 +137,12 @@ def _part(
     output_dir: Path, anomaly: Anomaly, name: str, doubts: Sequence[str]
 ) -> dict[str, object]:
     """Describe the result of one detector for one PET; ``name`` is its anchor in the page."""
-    trained = f", trained on {anomaly.training_set}" if anomaly.training_set else ""
+    trained = f", training set {anomaly.training_set}" if anomaly.training_set else ""
     title = f"{name_of(anomaly.detector)}{trained} ({anomaly.name})"
-    panel = Panel(title, CAPTION)
+    panel = Panel(title, "")
     try:
         score_map = take_score_map(ImageCache(output_dir), output_dir, anomaly, native=False)
-        panel = draw_score_map(score_map, title, CAPTION)
+        panel = draw_score_map(score_map, title)
     except Mri2petError as error:
         panel = replace(panel, missing=str(error))
     places_on_t1w = {cluster.rank: place_of(cluster) for cluster in anomaly.own_clusters}
@@ -239,7 +229,7 @@ def write_subject_report(
             "subject": subject,
             "generators": _generators(visits),
             "findings": [line for visit in visits for line in _findings(visit)],
-            "spaces": spaces,
+            "spaces": list(map(_describe_space, spaces)),
             "doubts": [text for text in warnings_of(visits) if text not in record["notes"]],
             "registrations": registration_rows(visits),
             "coverages": coverage_rows(visits),
@@ -349,7 +339,12 @@ def _regions(output_dir: Path, subject: str, visits: Sequence[Results]) -> list[
     usual = _usual_ratios(output_dir, subject)
     n_controls = max(map(len, usual.values()), default=0)
     return [
-        {"name": name, "lines": region_rows(rows, usual), "controls": n_controls}
+        {
+            "name": name,
+            "lines": region_rows(rows, usual),
+            "controls": n_controls,
+            "real": any(row.pet == "real" for row in rows),
+        }
         for name, rows in tables.items()
         if rows
     ]
@@ -379,6 +374,18 @@ def _detection(output_dir: Path) -> dict[str, str]:
     """Return the command line and the methods of the last run of the group level."""
     record = read_record(output_dir, GROUP)
     return {"command": record["command"], "methods": write_group_methods(output_dir)}
+
+
+def _describe_space(space: str) -> str:
+    """Describe a space of the template.
+
+    Examples
+    --------
+    >>> _describe_space("MNI152NLin2009aSym_res-1p5")
+    'MNI152NLin2009aSym, voxels of 1.5 mm'
+    """
+    template, _, size = space.partition("_res-")
+    return f"{template}, voxels of {size.replace('p', '.')} mm" if size else template
 
 
 def _shape_of(template_t1w: Path) -> tuple[int, ...]:

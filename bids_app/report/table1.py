@@ -159,6 +159,7 @@ COLUMNS: Final = (
     "asymmetry_agreement",
 )
 DIGITS: Final = 3  # decimals, as in the paper
+FEWER_DIGITS: Final = {"suvr_error": 1, "suvr_bias": 1, "asymmetry_agreement": 2}
 
 
 Cell = tuple[str, str, bool]  # formatted mean and SD, and whether it is the best
@@ -234,7 +235,11 @@ def _best(rows: Sequence[ScoreRow], metric: str) -> str:
     """Return the highest merit of the models' means, formatted; empty if there is none."""
     means = [row.means[metric] for row in rows if not is_baseline(row.model)]
     measured = [_merit(metric, mean) for mean in means if not isnan(mean)]
-    return show(max(measured), DIGITS) if measured else ""
+    return show(max(measured), _digits(metric)) if measured else ""
+
+
+def _digits(metric: str) -> int:
+    return FEWER_DIGITS.get(metric, DIGITS)
 
 
 def _merit(metric: str, mean: float) -> float:
@@ -244,9 +249,9 @@ def _merit(metric: str, mean: float) -> float:
 
 def _cell(row: ScoreRow, metric: str, best: str) -> Cell:
     mean, sd = row.means[metric], row.sds[metric]
-    deviation = "" if isnan(sd) else show(sd, DIGITS)
-    as_good = show(_merit(metric, mean), DIGITS) == best
-    return show(mean, DIGITS), deviation, as_good and not is_baseline(row.model)
+    deviation = "" if isnan(sd) else show(sd, _digits(metric))
+    as_good = show(_merit(metric, mean), _digits(metric)) == best
+    return show(mean, _digits(metric)), deviation, as_good and not is_baseline(row.model)
 
 
 def _show_mean(mean: float, sd: float) -> str:
@@ -322,7 +327,7 @@ def least_p(comparisons: Sequence[PairedTest]) -> str:
     )
 
 
-def show_p(p: float) -> str:
+def show_p(p: float | None) -> str:
     """Format a p-value.
 
     Examples
@@ -330,7 +335,7 @@ def show_p(p: float) -> str:
     >>> show_p(0.0694), show_p(0.0000021), show_p(1.0), show_p(float("nan"))
     ('0.069', '2×10⁻⁶', '1', 'n/a')
     """
-    if isnan(p):
+    if p is None or isnan(p):
         return "n/a"
     if p >= SMALL or p == 0:
         return f"{p:.3f}".replace("1.000", "1")
