@@ -49,7 +49,7 @@ from bids_app.detection.card import Control, DetectorCard, card_from, card_value
 from bids_app.detection.detectors import LEADING, detector_of
 from bids_app.detection.evaluation import FreePoint
 from bids_app.files import read_json, read_tsv, write_tsv
-from bids_app.report.anomalies import find_detected, in_rank, key_of, place_of
+from bids_app.report.anomalies import find_detected, format_volume, in_rank, key_of, place_of
 from bids_app.report.charts import (
     ACROSS,
     FALSE,
@@ -1005,8 +1005,8 @@ def test_each_detector_has_its_table_and_its_pictures(made):
     assert len(tables) == len(SETS) * len(DETECTORS)
     found = made.found["real", "ocsvm", "P1"]
     assert tables[1][0] == [
-        *("Rank", "x, y, z (mm)", "x, y, z on the T1w (mm)", "Place", "Volume (mm³)"),
-        *("Peak", "Mean", "Sum", "Expected in a healthy control", "On a lesion (mm³)"),
+        *("Rank", "x, y, z (mm)", "x, y, z on the T1w (mm)", "Place", "Volume (cm³)"),
+        *("Peak", "Mean", "Sum", "Expected in a healthy control", "On a lesion (cm³)"),
     ]
     first, second = tables[1][1:]
     assert first[0] == "1"
@@ -1014,9 +1014,9 @@ def test_each_detector_has_its_table_and_its_pictures(made):
         [float(one) for one in cell.replace("−", "-").split(", ")] for cell in first[1:3]
     )
     assert np.abs(np.subtract(here, there) - MOVED).max() < 2.5  # mm; grids differ
-    assert first[3:5] == ["Frontal lobe, left", f"{found[0]['volume']:.0f}"]
+    assert first[3:5] == ["Frontal lobe, left", format_volume(found[0]["volume"])]
     assert float(first[7]) == pytest.approx(found[0]["sum_score"], rel=0.01)
-    assert first[8:] == ["0", f"{found[0]['overlap']:.0f}"]
+    assert first[8:] == ["0", format_volume(found[0]["overlap"])]
     assert second[3] in ("left", "right")  # its region is unknown
     assert page.count("x, y and z are those of the column “x, y, z on the T1w”") == 1
     assert "and on the participant's own T1w, in mm" in page
@@ -1059,7 +1059,7 @@ def test_columns_that_nobody_fills_are_left_out(tmp_path):
         path.write_text(path.read_text().replace("Frontal lobe", "n/a"))
     heads, first, *_ = tables_in(section(cohort.write_subject("P1"), "anomalies"))[1]
     assert first[heads.index("Place")] in ("left", "right")
-    assert "On a lesion (mm³)" not in heads
+    assert "On a lesion (cm³)" not in heads
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,22 @@ def format_expected(value: float | None) -> str:
     return f"{value:.3g}" if value < 1 else f"{value:.1f}"
 
 
+SMALL: Final = 1000.0  # mm³; smaller volumes are shown in cm³ with two decimals
+
+
+def format_volume(volume: float | None) -> str:
+    """Format a volume, given in mm³, as a number of cm³.
+
+    Examples
+    --------
+    >>> format_volume(3216.0), format_volume(216.0), format_volume(0.0), format_volume(None)
+    ('3.2', '0.22', '0', 'n/a')
+    """
+    if not volume:
+        return show(volume, 0)
+    return show(volume / 1000, 1 if volume >= SMALL else 2)
+
+
 def lesions_known(clusters: Sequence[Cluster]) -> bool:
     """Return whether clusters were compared with lesions."""
     return any(cluster.overlap is not None for cluster in clusters)
@@ -167,12 +183,12 @@ def cells_of(cluster: Cluster, place_on_t1w: str = "") -> dict[str, str]:
         "x, y, z (mm)": place_of(cluster),
         OWN_PLACE: place_on_t1w,
         "Place": describe_place(cluster),
-        "Volume (mm³)": show(cluster.volume, 0),
+        "Volume (cm³)": format_volume(cluster.volume),
         "Peak": format_score(cluster.peak_score),
         "Mean": format_score(cluster.mean_score),
         "Sum": format_score(cluster.sum_score),
         "Expected in a healthy control": format_expected(cluster.expected_in_control),
-        "On a lesion (mm³)": show(cluster.overlap, 0),
+        "On a lesion (cm³)": format_volume(cluster.overlap),
     }
 
 

@@ -27,6 +27,7 @@ from bids_app.report.anomalies import (
     describe_place,
     find_cards,
     format_score,
+    format_volume,
     name_of,
     place_of,
     write_place,
@@ -68,7 +69,6 @@ from bids_app.report.results import ImageCache, mask_of
 FIRST: Final = 3  # clusters that are shown; our choice: three fit on a printed page
 COMMON: Final = 0.2  # share of controls with one as strong: it does not stand out (our choice)
 NEVER: Final = 1_000_000  # greater than any rank
-SMALL: Final = 1000.0  # mm3; smaller volumes are shown in cm3 with two decimals
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _summarize(lead: Anomaly, scores: Scores) -> str:
     if not lead.clusters:
         return f"No cluster was found by {detector}."
     first = lead.clusters[0]
-    place = f"{describe_place(first)}, {_volume(first.volume)}"
+    place = f"{describe_place(first)}, {format_volume(first.volume)} cm³"
     strongest = f"The strongest cluster found by {detector} ({place})"
     n_strong, n_controls = _count_controls(first, lead, scores)
     if not n_controls:
@@ -228,23 +228,12 @@ def _have(number: int) -> str:
     return "has" if number == 1 else "have"
 
 
-def _volume(volume: float) -> str:
-    """Format a volume, given in mm³, in cm³.
-
-    Examples
-    --------
-    >>> _volume(3216.0), _volume(216.0)
-    ('3.2 cm³', '0.22 cm³')
-    """
-    return f"{volume / 1000:.1f} cm³" if volume >= SMALL else f"{volume / 1000:.2f} cm³"
-
-
 def _describe_cluster(
     cluster: Cluster, lead: Anomaly, scores: Scores, agreeing: Sequence[str] | None = None
 ) -> tuple[str, tuple[str, ...]]:
     """Return the heading and the description of a cluster."""
     place = describe_place(cluster)
-    heading = f"{cluster.rank}. {place[:1].upper()}{place[1:]}, {_volume(cluster.volume)}"
+    heading = f"{cluster.rank}. {place[:1].upper()}{place[1:]}, {format_volume(cluster.volume)} cm³"
     n_strong, n_controls = _count_controls(cluster, lead, scores)
     peak = write_place(cluster.peak_x, cluster.peak_y, cluster.peak_z)
     compared = (
@@ -263,7 +252,7 @@ def _describe_cluster(
         )
     if cluster.overlap is not None:
         sentences.append(
-            f"{_volume(cluster.overlap)} of it lie in a known lesion."
+            f"{format_volume(cluster.overlap)} cm³ of it lie in a known lesion."
             if cluster.overlap
             else "It does not overlap a known lesion."
         )
@@ -317,7 +306,7 @@ def _show_lesions(patient: _Patient) -> list[Found]:
         centre = np.argwhere(inside).mean(axis=0)
         x = float((affine @ [*centre, 1])[0])
         volume = float(inside.sum() * abs(np.linalg.det(affine[:3, :3])))
-        heading = f"Lesion {number}, {side_of(x)}, {_volume(volume)}"
+        heading = f"Lesion {number}, {side_of(x)}, {format_volume(volume)} cm³"
         if patient.hole is not None and patient.hole[inside].all():
             findings.append(Found(heading, ("Not covered by the PET, so not searched.",), None))
             continue

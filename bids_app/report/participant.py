@@ -111,9 +111,9 @@ def columns_of(anomaly: Anomaly) -> tuple[str, ...]:
     columns = {
         "x, y, z (mm)": True,
         OWN_PLACE: bool(anomaly.own_clusters),
-        **dict.fromkeys(("Place", "Volume (mm³)", "Peak", "Mean", "Sum"), True),
+        **dict.fromkeys(("Place", "Volume (cm³)", "Peak", "Mean", "Sum"), True),
         "Expected in a healthy control": True,
-        "On a lesion (mm³)": lesions_known(anomaly.clusters),
+        "On a lesion (cm³)": lesions_known(anomaly.clusters),
     }
     return tuple(head for head, is_known in columns.items() if is_known)
 
