@@ -242,6 +242,15 @@ def test_forms_that_disagree_are_told_and_the_sform_counts(tmp_path, head, turn,
     assert "sform was used" in note
 
 
+@pytest.mark.parametrize(("shear", "notes"), [(0.005, 0), (0.03, 1)])
+def test_a_slight_shear_is_named(tmp_path, head, shear, notes):
+    image = coded(*head)
+    image.set_sform(head[1] @ [[1, shear, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], 1)
+    image = nifti.load(write(tmp_path / "a.nii", image.to_bytes()))
+    assert len(image.notes) == notes
+    assert all("is sheared by" in note for note in image.notes)
+
+
 @pytest.mark.parametrize("value", [0, np.nan, np.inf])
 def test_a_qform_stands_in_for_a_broken_sform(tmp_path, head, value):
     rows = {f"srow_{axis}": value for axis in "xyz"}
