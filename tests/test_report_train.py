@@ -919,9 +919,16 @@ def test_a_model_no_better_than_a_baseline_is_a_warning():
     for baseline in (same, better):
         (told,) = doubts_of(trained_with([model, baseline]))
         assert (
-            "semi-3D Simple-GAN is no better than methods without a network: The T1w itself (SSIM "
+            "semi-3D Simple-GAN is no better than methods without a network: the T1w itself (SSIM "
             in told
         )
+
+
+def test_models_no_better_than_the_same_baselines_share_a_warning():
+    models = [row(name, **dict.fromkeys(METRICS, 0.5)) for name in ("semi3d-gan", "semi3d-gan-mse")]
+    better = row("baseline-t1w", **dict.fromkeys(METRICS, 0.6))
+    (told,) = doubts_of(trained_with([*models, better]))
+    assert "semi-3D Simple-GAN; semi-3D Simple-GAN with MSE loss are no better than" in told
 
 
 def test_rows_that_stand_on_fewer_controls_are_a_warning():

@@ -1,5 +1,6 @@
 """Report of the train level, ``train.html``, from files on disk only."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Unpack
@@ -81,7 +82,7 @@ def _without_network(trained: TrainedModel) -> list[str]:
 
 def _no_better(rows: Sequence[ScoreRow]) -> list[str]:
     """Find networks that are no better inside the brain than a baseline or the tissue model."""
-    sentences = []
+    networks_by_baselines = defaultdict[str, list[str]](list)
     baselines = [row for row in rows if is_baseline(row.model) or row.model == TISSUE]
     for row in (row for row in rows if row not in baselines):
         metrics_by_baseline = {
@@ -91,16 +92,17 @@ def _no_better(rows: Sequence[ScoreRow]) -> list[str]:
             for baseline in baselines
         }
         matched = [
-            f"{name} ({' and '.join(metrics)})"
+            f"{name[0].lower()}{name[1:]} ({' and '.join(metrics)})"
             for name, metrics in metrics_by_baseline.items()
             if metrics
         ]
         if matched:
-            sentences.append(
-                f"Inside the brain, {full_name_of(row.model)} is no better than methods "
-                f"without a network: {'; '.join(matched)}."
-            )
-    return sentences
+            networks_by_baselines["; ".join(matched)].append(full_name_of(row.model))
+    return [
+        f"Inside the brain, {'; '.join(networks)} {'is' if len(networks) == 1 else 'are'} no "
+        f"better than methods without a network: {matched}."
+        for matched, networks in networks_by_baselines.items()
+    ]
 
 
 def _beats(one: ScoreRow, other: ScoreRow, metric: str) -> bool:
