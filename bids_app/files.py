@@ -21,6 +21,7 @@ from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
 
 Json = dict[str, Any]  # a JSON object; its users check its content
 PARTIAL = re.compile(r"\.[0-9a-f]{32}\.")  # names of files that are being written
+GZIP = b"\x1f\x8b"  # first bytes of compressed files (RFC 1952)
 MISSING = "n/a"  # BIDS, "Tabular files"
 LARGEST_TEXT = 1 << 25  # bytes of a sidecar, table or list, at most; our choice
 SPECIAL = {

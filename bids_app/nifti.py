@@ -24,14 +24,13 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from bids_app.errors import ReadWriteError, UnusableDataError
-from bids_app.files import copy_file, read_json, size_of, write_bytes, write_json
+from bids_app.files import GZIP, copy_file, read_json, size_of, write_bytes, write_json
 from bids_app.header import LARGEST_HEADER, Header, read_header
 from bids_app.imaging.volume import Affine, Grid, Mask, resample_labels, zooms_of
 from bids_app.resources import GIB, find_limits
 
 ROUNDING = 1e-3  # mm, tolerance for affines of the same grid; our choice
 NEARLY_WHOLE = 1e-3  # tolerance for labels, which scaling may round; our choice
-GZIP = b"\x1f\x8b"  # first bytes of compressed files (RFC 1952)
 DEFLATE = 1032  # maximum ratio of compression (zlib's documentation)
 PLAUSIBLE = 200  # maximum ratio of compression in large images; our choice
 LARGE = 1 << 30  # bytes above which the ratio has to be plausible; our choice

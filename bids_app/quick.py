@@ -24,6 +24,7 @@ from bids_app.errors import (
     UsageError,
 )
 from bids_app.files import (
+    GZIP,
     PARTIAL,
     copy_file,
     place_in,
@@ -36,7 +37,7 @@ from bids_app.files import (
 
 RAW = "sourcedata"  # folder of OUT
 ENDINGS = (".nii.gz", ".nii")
-GZIP, NIFTI = b"\x1f\x8b", (348, 540)  # first bytes of gzip files; of NIfTI files, as a number
+NIFTI = (348, 540)  # first bytes of NIfTI files, as a number; bids_app.header is slow to import
 PIECE = 1 << 20  # bytes compared at once
 FEWEST_PATHS, MOST_PATHS = 2, 3  # paths: T1W OUT, or T1W PET OUT
 DESCRIPTION = {"Name": "Images given to mri2pet quick", "BIDSVersion": "1.10.0"}

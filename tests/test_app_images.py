@@ -217,7 +217,9 @@ def test_a_run_that_stops_at_the_first_crash_takes_no_image_that_may_be_of_an_ea
     problem = Problem("00", "sub-00: all voxels are equal", 65, "sub_00")
     settings = Settings(tmp_path / "raw", tmp_path, "train", stop_on_first_crash=stop)
     runner = SimpleNamespace(settings=settings, run=lambda *_: [problem])
-    study = Study(tmp_path, tmp_path, Space(TEMPLATE, 4.0, ""), GRID, "made", 2, 0, {}, 1.5)
+    study = Study(
+        tmp_path, tmp_path, Space(TEMPLATE, 4.0, ""), GRID, "made", 2, 0, {}, 1.5, overlap=True
+    )
     stored, problems = store_images(study, images, runner)
     assert problems == [problem]
     assert [image.name for image in stored] == ([] if stop else ["sub_01", "sub_02"])
@@ -234,6 +236,6 @@ def test_the_grid_of_an_atlas_is_that_of_the_first_mask_that_lies_on_it(tmp_path
         who = patient(label)
         people.append(replace(who, visit=replace(who.visit, brain_mask=path)))
     space = Space(TEMPLATE, 4.0, "")
-    study = Study(tmp_path, tmp_path, space, GRID, "made", 2, 0, {}, 1.5)
+    study = Study(tmp_path, tmp_path, space, GRID, "made", 2, 0, {}, 1.5, overlap=True)
     assert mask_on_grid(study, people) == tmp_path / "p3.nii.gz"
     assert mask_on_grid(study, people[:2]) is None

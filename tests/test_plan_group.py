@@ -39,7 +39,9 @@ from bids_app.settings import Settings
 from bids_app.workflows.training import init_storing_wf
 
 OUT = Path("/out")
-SCREENING = Study(OUT, Path("/work"), SPACE, GRID, "made", 4, 0, {"mri2pet": "0"}, 1.5)
+SCREENING = Study(
+    OUT, Path("/work"), SPACE, GRID, "made", 4, 0, {"mri2pet": "0"}, 1.5, overlap=True
+)
 TRAINING_SETS = ("real", "hybrid", "synthetic")
 SYNTHETIC_CONTROLS = ("t1w-only", "all")
 KINDS = ("both", "real", "synthetic")  # PET that a control has

@@ -43,6 +43,7 @@ STUDY = Study(
     dataset="ellipsoids",
     folds=3,
     fwhm=1.5,
+    overlap=False,
     seed=5,
     versions={"mri2pet": "7", "torch": "2"},
 )

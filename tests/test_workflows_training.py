@@ -64,6 +64,7 @@ def plan_of(folds, model="semi3d-gan-mse"):
         pets=[[pet(one.participant) for one in fold.validation] for fold in folds],
         card={"name": model, "pet_times_mean": 2.5},
         folder=Path("/out/generators") / model,
+        overlap=False,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bids_app.derivatives.sidecars import Faults, read_dictionary, read_rows, write_table
+from bids_app.detection.covariates import text_of
 from bids_app.errors import (
     MissingInputError,
     ReadWriteError,
@@ -503,7 +504,7 @@ def read_columns(output_dir: Path, columns: Sequence[str]) -> dict[str, dict[str
 
 def _value(cell: float | str, *, code: bool) -> float | str:
     if code:
-        return cell if isinstance(cell, str) else f"{cell:.15g}"
+        return text_of(cell)
     return float(cell) if isinstance(cell, float) or NUMBER.fullmatch(cell) else cell
 
 

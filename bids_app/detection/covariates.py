@@ -55,7 +55,7 @@ def describe_covariates(controls: Mapping[str, Sequence[Cell]]) -> Description:
                 "high": max(numbers),
             }
         else:
-            texts = [_text(cell) for cell in cells]
+            texts = [text_of(cell) for cell in cells]
             levels = sorted(set(texts))
             shares = [texts.count(level) / len(texts) for level in levels]
             description[name] = {"levels": levels, "shares": shares}
@@ -89,7 +89,7 @@ def encode(cells: Mapping[str, Cell], description: Description) -> list[float]:
             numbers.append((cell - _number(coding["mean"])) / _number(coding["sd"]))
             continue
         levels, shares = _list(coding["levels"]), _list(coding["shares"])
-        text = _text(cell)
+        text = text_of(cell)
         if text not in levels:
             raise ValueError(f"no control has {name} {text!r:.40}")
         pairs = list(zip(levels, shares, strict=True))[1:]
@@ -97,7 +97,8 @@ def encode(cells: Mapping[str, Cell], description: Description) -> list[float]:
     return numbers
 
 
-def _text(cell: Cell) -> str:
+def text_of(cell: Cell) -> str:
+    """Return a cell as a text: a number without trailing zeros, such as ``2``."""
     return cell if isinstance(cell, str) else f"{cell:.15g}"
 
 

@@ -271,6 +271,14 @@ def _kernel_row(
 
 
 @njit
+def _compute_gradient(kernel: Singles, alpha: Floats, gradient: Floats) -> None:
+    gradient[:] = 0
+    for place in range(alpha.size):
+        if alpha[place] > 0:
+            _add(gradient, alpha[place], kernel[place])
+
+
+@njit
 def _start(kernel: Singles, nu: float, gradient: Floats, alpha: Floats) -> None:
     """Set coefficients near the solution, which takes half as many updates as from equal ones.
 
@@ -279,13 +287,12 @@ def _start(kernel: Singles, nu: float, gradient: Floats, alpha: Floats) -> None:
     coefficient exceeds 1, all start equal.
     """
     n = alpha.size
-    gradient[:] = 0
-    for place in range(n):
-        _add(gradient, nu, kernel[place])
+    alpha[:] = nu
+    _compute_gradient(kernel, alpha, gradient)
     mean = gradient.mean()
     curvature = max((n - mean / nu) / (n - 1), DIGITS)  # 1 - mean kernel of two samples
     for place in range(n):
-        alpha[place] = nu + (mean - gradient[place]) / curvature
+        alpha[place] += (mean - gradient[place]) / curvature
     _project(alpha, nu * n)
     if alpha.max() > 1:
         alpha[:] = nu
@@ -333,10 +340,7 @@ def _solve(
         _mark_bounds(alpha, place, full, empty)
     remaining = STEPS
     while True:
-        gradient[:] = 0
-        for place in range(alpha.size):
-            if alpha[place] > 0:
-                _add(gradient, alpha[place], kernel[place])
+        _compute_gradient(kernel, alpha, gradient)
         rho = _offset(alpha, gradient)
         for place in range(alpha.size):
             slopes[place] = gradient[place] - rho

@@ -50,7 +50,7 @@ class Study:
     seed: int
     versions: Mapping[str, str]
     fwhm: float
-    overlap: bool = False
+    overlap: bool
 
 
 def grid_of(settings: Settings) -> Grid:

@@ -204,7 +204,7 @@ class ModelPlan:
     pets: Sequence[Sequence[Output]]
     card: Mapping[str, object]
     folder: Path
-    overlap: bool = False
+    overlap: bool
     initial: Path | None = None
     initial_sha256: str = ""
 
