@@ -342,7 +342,8 @@ def test_a_later_stage_compares_with_the_first_pet_or_with_none(visit, run, monk
     given = init_visit_wf(plan, replace(run, stage="synthesize"))
     pet = plan.paths.pets[0]
     expected = (pet.in_template, pet.coverage_in_template, pet.in_t1w) if lost else (None,) * 3
-    assert (given["real"], given["coverage"], given["in_t1w"].get("real")) == expected
+    files = [f"{name}_in_template" for name in ("pet", "coverage")] + ["pet_in_t1w"]
+    assert tuple(map(given["files"].get, files)) == expected
 
 
 @pytest.mark.parametrize("stage", ["all", "preprocess"])

@@ -149,6 +149,8 @@ def build(there, options, plan, beyond):
             "pets": pet_plans(there, pets),
             "options": options,
         }
+        names = ["pet_in_template", "pet_in_t1w", "brain_mask"] if pets else []
+        on_disk = {name: there(f"pet{n}.nii.gz") for n, name in enumerate(names)}
         factories = {
             "anatomical": lambda: init_anatomical_wf(options=here),
             "pet": lambda: init_pet_wf(pet=there("pet.nii.gz"), durations=(), options=here),
@@ -159,13 +161,12 @@ def build(there, options, plan, beyond):
             "subtraction": lambda: init_subtraction_wf(outputs=plan.subtracted),
             "participant": lambda: init_participant_wf(**visit, synthesis=plan),
             "synthesis_from_disk": lambda: init_synthesis_from_disk_wf(
-                t1w=there("t1w.nii.gz"),
-                brain_mask=there("mask.nii.gz"),
-                own_t1w=there("t1w.nii.gz"),
-                template_to_t1w=there("back.h5"),
-                real=next((one.pet for one in visit["pets"]), None),
-                in_t1w={
-                    name: there("pet.nii.gz") for name in ("real", "brain_mask") if visit["pets"]
+                files={
+                    "t1w": there("t1w.nii.gz"),
+                    "template_to_t1w": there("back.h5"),
+                    "t1w_in_template": there("t1w.nii.gz"),
+                    "brain_mask_in_template": there("mask.nii.gz"),
+                    **on_disk,
                 },
                 synthesis=plan,
                 omp_nthreads=1,

@@ -732,30 +732,20 @@ def _refuse_unfinished(images: Iterable[Path], plan: VisitPlan) -> None:
             ) from error
 
 
-def _from_disk(plan: VisitPlan, synthesis: SynthesisPlan, run: ParticipantPlan) -> Workflow:
-    first = [pet for pet in plan.paths.pets[:1] if _is_trusted(pet.in_template)]
-    masks = [pet.coverage_in_template for pet in first if pet.coverage_in_template.exists()]
-    return init_synthesis_from_disk_wf(
-        t1w=plan.paths.t1w_in_template,
-        brain_mask=plan.paths.brain_mask_in_template,
-        own_t1w=plan.paths.t1w,
-        template_to_t1w=plan.paths.template_to_t1w,
-        real=first[0].in_template if first else None,
-        coverage=masks[0] if masks else None,
-        in_t1w=_of_t1w(plan),
-        synthesis=synthesis,
-        omp_nthreads=run.preprocessing.omp_nthreads,
-        name=plan.name,
-    )
-
-
-def _of_t1w(plan: VisitPlan) -> dict[str, Path]:
-    """Return the inputs of the subtraction on the T1w's grid; empty if there is no real PET."""
-    found = {"brain_mask": plan.paths.brain_mask}
-    for pet in _subtracted(plan):
-        found |= {"real": pet.in_t1w}
-        found |= {"coverage": pet.coverage_in_t1w} if pet.coverage_in_t1w.exists() else {}
-    return found if "real" in found else {}
+def _preprocessed_files(plan: VisitPlan) -> dict[str, Path]:
+    """List an earlier run's results, by the names of the outputs of preprocessing."""
+    always = ("t1w", "brain_mask", "template_to_t1w", "t1w_in_template", "brain_mask_in_template")
+    files: dict[str, Path] = {name: getattr(plan.paths, name) for name in always}
+    for pet in plan.paths.pets[:1]:
+        if _is_trusted(pet.in_template):
+            optional = {
+                "coverage_in_template": pet.coverage_in_template,
+                "pet_in_t1w": pet.in_t1w,
+                "coverage_in_t1w": pet.coverage_in_t1w,
+            }
+            files["pet_in_template"] = pet.in_template
+            files |= {name: path for name, path in optional.items() if path.exists()}
+    return files
 
 
 def init_visit_wf(plan: VisitPlan, run: ParticipantPlan) -> Workflow:
@@ -768,7 +758,12 @@ def init_visit_wf(plan: VisitPlan, run: ParticipantPlan) -> Workflow:
     """
     refuse_unprepared(plan, run)
     if run.stage == "synthesize" and run.generator is not None:
-        return _from_disk(plan, _synthesis_plan(plan, run, run.generator), run)
+        return init_synthesis_from_disk_wf(
+            files=_preprocessed_files(plan),
+            synthesis=_synthesis_plan(plan, run, run.generator),
+            omp_nthreads=run.preprocessing.omp_nthreads,
+            name=plan.name,
+        )
     build: Callable[..., Workflow] = init_preprocessing_wf
     if run.generator is not None:
         synthesis = _synthesis_plan(plan, run, run.generator)

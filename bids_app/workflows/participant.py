@@ -3,8 +3,9 @@
 Paths and sidecars of results are passed in as an ``Output``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nipype.interfaces.utility import IdentityInterface
@@ -201,115 +202,91 @@ def init_participant_wf(
         orientation=orientation,
         derived=derived,
     )
-    synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=options.omp_nthreads)
     workflow = Workflow(name)
-    brain_mask = "brain_mask_in_template"
-    link(
+    workflow.add_nodes([preprocessing])
+    _add_synthesis(
         workflow,
-        preprocessing,
-        synthesizing,
-        t1w="t1w_in_template",
-        brain_mask=brain_mask,
-        own_t1w="t1w",
-        template_to_t1w="template_to_t1w",
+        synthesis,
+        partial(link, workflow, preprocessing),
+        omp_nthreads=options.omp_nthreads,
+        real=bool(pets),
+        real_in_t1w=bool(pets),
     )
-    for output, atlas in _regions_of(synthesis):
-        measuring = init_regions_wf(output=output, atlas=atlas)
-        link(workflow, preprocessing, measuring, brain_mask=brain_mask)
-        link(workflow, synthesizing, measuring, synthetic="pet")
-        if pets:
-            of_pet = {"real": "pet_in_template", "coverage": "coverage_in_template"}
-            link(workflow, preprocessing, measuring, **of_pet)
-    for _ in pets[:1]:
-        comparing = init_comparison_wf()
-        link(
-            workflow,
-            preprocessing,
-            comparing,
-            real="pet_in_template",
-            coverage="coverage_in_template",
-            brain_mask=brain_mask,
-        )
-        link(workflow, synthesizing, comparing, synthetic="pet", sidecar_file="sidecar_file")
-    if pets and synthesis.subtracted:
-        subtracting = init_subtraction_wf(outputs=synthesis.subtracted)
-        link(
-            workflow,
-            preprocessing,
-            subtracting,
-            real="pet_in_t1w",
-            coverage="coverage_in_t1w",
-            trusted="pet_in_template",
-            brain_mask="brain_mask",
-        )
-        link(workflow, synthesizing, subtracting, synthetic="pet_in_t1w")
     return workflow
-
-
-def _regions_of(synthesis: SynthesisPlan) -> list[tuple[Output, Path]]:
-    """Return the destination of the table of regions and the atlas, or nothing without an atlas."""
-    if synthesis.regions is None or synthesis.atlas is None:
-        return []
-    return [(synthesis.regions, synthesis.atlas)]
 
 
 def init_synthesis_from_disk_wf(
     *,
-    t1w: Path,
-    brain_mask: Path,
-    own_t1w: Path,
-    template_to_t1w: Path,
+    files: Mapping[str, Path],
     synthesis: SynthesisPlan,
     omp_nthreads: int,
-    real: Path | None = None,
-    coverage: Path | None = None,
-    in_t1w: Mapping[str, Path] | None = None,
     name: str = "participant_wf",
 ) -> Workflow:
     """Predict the PET of a visit that was preprocessed by an earlier run.
 
     Parameters
     ----------
-    t1w, brain_mask : Path
-        T1w in [0, 1] and brain mask, on the generator's grid.
-    own_t1w, template_to_t1w : Path
-        T1w on its own grid, and the transform to it.
+    files : mapping
+        Results of that run, by the names of the outputs of :func:`init_preprocessing_wf`. Those of
+        a PET may be missing; without a coverage, a PET covers the whole brain.
     synthesis : SynthesisPlan
         Generator and destinations.
     omp_nthreads : int
         Number of threads that torch may use.
-    real : Path, optional
-        First real PET in [0, 1] on the generator's grid, which the synthetic one is compared with.
-    coverage : Path, optional
-        Part of the brain that it covers; all by default.
-    in_t1w : mapping, optional
-        Paths of ``real``, ``brain_mask`` and ``coverage`` of that PET, on the grid of the T1w.
     """
-    synthesizing = init_synthesis_wf(plan=synthesis, omp_nthreads=omp_nthreads)
-    synthesizing.inputs.inputnode.t1w = str(t1w)
-    synthesizing.inputs.inputnode.brain_mask = str(brain_mask)
-    synthesizing.inputs.inputnode.own_t1w = str(own_t1w)
-    synthesizing.inputs.inputnode.template_to_t1w = str(template_to_t1w)
+
+    def give(graph: Workflow, **fields: str) -> None:
+        for into, output in fields.items():
+            if output in files:
+                setattr(graph.inputs.inputnode, into, str(files[output]))
+
     workflow = Workflow(name)
-    workflow.add_nodes([synthesizing])
-    for output, atlas in _regions_of(synthesis):
-        measuring = init_regions_wf(output=output, atlas=atlas)
-        measuring.inputs.inputnode.brain_mask = str(brain_mask)
-        if real is not None:
-            measuring.inputs.inputnode.real = str(real)
-        if coverage is not None:
-            measuring.inputs.inputnode.coverage = str(coverage)
-        link(workflow, synthesizing, measuring, synthetic="pet")
-    if real is not None:
-        comparing = init_comparison_wf()
-        comparing.inputs.inputnode.real = str(real)
-        if coverage is not None:
-            comparing.inputs.inputnode.coverage = str(coverage)
-        comparing.inputs.inputnode.brain_mask = str(brain_mask)
-        link(workflow, synthesizing, comparing, synthetic="pet", sidecar_file="sidecar_file")
-    if in_t1w and synthesis.subtracted:
-        subtracting = init_subtraction_wf(outputs=synthesis.subtracted)
-        for field, path in in_t1w.items():
-            setattr(subtracting.inputs.inputnode, field, str(path))
-        link(workflow, synthesizing, subtracting, synthetic="pet_in_t1w")
+    _add_synthesis(
+        workflow,
+        synthesis,
+        give,
+        omp_nthreads=omp_nthreads,
+        real="pet_in_template" in files,
+        real_in_t1w="pet_in_t1w" in files,
+    )
     return workflow
+
+
+def _add_synthesis(
+    workflow: Workflow,
+    synthesis: SynthesisPlan,
+    give: Callable[..., None],
+    *,
+    omp_nthreads: int,
+    real: bool,
+    real_in_t1w: bool,
+) -> None:
+    """Add the prediction of a PET, and its comparison with the first real one if there is one.
+
+    ``give(graph, field="output", …)`` gives outputs of :func:`init_preprocessing_wf` to a graph.
+    """
+    mask = {"brain_mask": "brain_mask_in_template"}
+    of_pet = {"real": "pet_in_template", "coverage": "coverage_in_template"} if real else {}
+    predicting = init_synthesis_wf(plan=synthesis, omp_nthreads=omp_nthreads)
+    workflow.add_nodes([predicting])
+    give(
+        predicting, t1w="t1w_in_template", **mask, own_t1w="t1w", template_to_t1w="template_to_t1w"
+    )
+    if synthesis.regions is not None and synthesis.atlas is not None:
+        measuring = init_regions_wf(output=synthesis.regions, atlas=synthesis.atlas)
+        give(measuring, **mask, **of_pet)
+        link(workflow, predicting, measuring, synthetic="pet")
+    if real:
+        comparing = init_comparison_wf()
+        give(comparing, **mask, **of_pet)
+        link(workflow, predicting, comparing, synthetic="pet", sidecar_file="sidecar_file")
+    if real_in_t1w and synthesis.subtracted:
+        subtracting = init_subtraction_wf(outputs=synthesis.subtracted)
+        give(
+            subtracting,
+            real="pet_in_t1w",
+            coverage="coverage_in_t1w",
+            trusted="pet_in_template",
+            brain_mask="brain_mask",
+        )
+        link(workflow, predicting, subtracting, synthetic="pet_in_t1w")
