@@ -37,8 +37,8 @@ THREAD_VARIABLES = (
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Number of CPUs, and memory in GiB, that this process may use."""
+class Resources:
+    """Number of CPUs, and memory in GiB, that this process or a run may use on this machine."""
 
     cpus: int
     mem_gb: float
@@ -98,7 +98,7 @@ def _slurm_memory(environment: Mapping[str, str], cpus: int) -> int | None:
 
 def find_limits(
     environment: Mapping[str, str], cgroup: Path = CGROUP, listing: Path = OWN_CGROUP
-) -> Limits:
+) -> Resources:
     """Find the smallest limits set by the machine, its control groups and SLURM.
 
     Parameters
@@ -112,7 +112,7 @@ def find_limits(
 
     Returns
     -------
-    Limits
+    Resources
         CPUs, and nine tenths of the memory.
     """
     cpus: list[float] = [len(os.sched_getaffinity(0))]
@@ -123,7 +123,7 @@ def find_limits(
     count = max(int(min(cpus)), 1)
     memory = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     memory += [m for m in (*map(_cgroup_memory, groups), _slurm_memory(environment, count)) if m]
-    return Limits(count, round(min(memory) * SHARE_OF_MEMORY / GIB, 1))
+    return Resources(count, round(min(memory) * SHARE_OF_MEMORY / GIB, 1))
 
 
 def threads_per_node(nprocs: int, visits: int) -> int:

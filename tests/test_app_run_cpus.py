@@ -4,13 +4,13 @@ import pytest
 
 from bids_app.app import run as preparation
 from bids_app.cli import parse
-from bids_app.resources import Limits
+from bids_app.resources import Resources
 
 
 @pytest.fixture
 def threads(tmp_path, monkeypatch):
     """Return the threads of a step of a run with 2 CPUs on a machine with 64."""
-    monkeypatch.setattr(preparation, "find_limits", lambda _environment: Limits(2, 8.0))
+    monkeypatch.setattr(preparation, "find_limits", lambda _environment: Resources(2, 8.0))
     monkeypatch.setattr(preparation, "limit_threads", lambda _environment, _threads: None)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
 

@@ -28,8 +28,8 @@ from scipy.sparse import lil_matrix
 
 from bids_app.errors import ReadWriteError, UnusableDataError
 from bids_app.lifeline import WORKER_SCORE, start_fork_server
+from bids_app.resources import Resources
 from bids_app.workflows.execution import (
-    Resources,
     SeparatedMultiProcPlugin,
     _Dependencies,
     label_nodes,

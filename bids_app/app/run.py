@@ -44,6 +44,7 @@ from bids_app.plan.problems import Problem, error_of, problem_of
 from bids_app.plan.study import grid_of
 from bids_app.report.page import RunSummary
 from bids_app.resources import (
+    Resources,
     choose_device,
     find_limits,
     limit_threads,
@@ -53,7 +54,7 @@ from bids_app.resources import (
 from bids_app.settings import SLOPPY_RESOLUTION, Settings
 from bids_app.templates import REGISTRATION_RESOLUTION, Template, prepare
 from bids_app.workflows import execution
-from bids_app.workflows.execution import Crash, Resources, label_nodes, nodes_of, run_graph
+from bids_app.workflows.execution import Crash, label_nodes, nodes_of, run_graph
 from bids_app.workflows.registration import Preprocessing
 
 DONE, PARTIAL = 0, 1  # exit codes
@@ -433,7 +434,7 @@ def report_estimate(settings: Settings, jobs: int, console: Console, estimate: E
         Estimate of the run.
     """
     resources, _ = share_resources(settings, jobs)
-    console.report_estimate(describe_estimate(estimate, resources.nprocs))
+    console.report_estimate(describe_estimate(estimate, resources.cpus))
     for shortage in find_shortages(
         estimate,
         mem_gb=resources.mem_gb,

@@ -39,7 +39,7 @@ from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import UsageError
 from bids_app.interfaces.derivatives import SaveDerivative, SaveDerivatives
 from bids_app.lifeline import call_on_signal, die_before_others, start_fork_server
-from bids_app.resources import THREAD_VARIABLES, measured
+from bids_app.resources import THREAD_VARIABLES, Resources, measured
 
 MORE_MEMORY = "lower --nprocs, or give the run more memory and set --mem-gb"
 KILLED = (
@@ -59,14 +59,6 @@ StatusCallback = Callable[[Node, str], None]
 FinishedCallback = Callable[[str, "Sequence[Crash]"], None]
 UsedCallback = Callable[[Node, Mapping[str, float]], None]
 Output = tuple[Path, Mapping[str, object]]  # path of a result, sidecar fields known in advance
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Number of CPUs, and memory in GiB, that a run may use on this machine."""
-
-    nprocs: int
-    mem_gb: float
 
 
 @dataclass(frozen=True)
@@ -468,7 +460,7 @@ def _run_by_multiproc(
 ) -> None:
     """Run a graph by :class:`SeparatedMultiProcPlugin`, as nipype's own would mix ITK and torch."""
     arguments = {
-        "n_procs": resources.nprocs,
+        "n_procs": resources.cpus,
         "memory_gb": resources.mem_gb,
         "raise_insufficient": False,
         "n_gpu_procs": 1,  # all nodes that use a GPU use the same one
