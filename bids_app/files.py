@@ -227,6 +227,12 @@ def read_json(path: Path) -> Json:
     return content
 
 
+def object_at(content: Mapping[str, Any], key: str) -> Json:
+    """Return the JSON object at a key of another one; empty if there is none."""
+    value = content.get(key)
+    return value if isinstance(value, dict) else {}
+
+
 def _cell(value: object) -> str:
     if value is None or value == "":
         return MISSING

@@ -18,6 +18,7 @@ from bids_app.detection.detectors import DETECTORS
 from bids_app.errors import ReadWriteError, UnusableDataError, UsageError
 from bids_app.files import (
     locked,
+    object_at,
     place_in,
     read_json,
     read_text,
@@ -100,8 +101,7 @@ def _link(dataset: Path, output_dir: Path) -> str:
 def _links(output_dir: Path) -> dict[str, object]:
     """Read the links to other datasets; empty if there is no description yet."""
     path = output_dir / DESCRIPTION
-    links = read_json(path).get("DatasetLinks") if path.is_file() else None
-    return dict(links) if isinstance(links, dict) else {}
+    return object_at(read_json(path), "DatasetLinks") if path.is_file() else {}
 
 
 def _read_raw(bids_dir: Path) -> dict[str, object]:

@@ -30,7 +30,7 @@ from bids_app.detection.detectors import DETECTORS, DIRECTIONS, rank_of
 from bids_app.detection.distribution import CheckedPet
 from bids_app.detection.evaluation import CurvePoint, Finding, FreePoint, Mark, McNemarTest
 from bids_app.errors import Mri2petError
-from bids_app.files import read_json, write_json, write_tsv
+from bids_app.files import object_at, read_json, write_json, write_tsv
 from bids_app.imaging.intensity import describe_scaling
 
 DETECTORS_FOLDER = "detectors"
@@ -157,9 +157,7 @@ def describe_card(
 def sign(sidecar: Path, sha256: str) -> None:
     """Add the SHA-256 of the detector's card, once it is complete, to the sidecar of a map."""
     metadata = read_json(sidecar)
-    card = metadata.get(_CARD)
-    fields = card if isinstance(card, dict) else {}
-    write_json(sidecar, {**metadata, _CARD: {**fields, "SHA256": sha256}})
+    write_json(sidecar, {**metadata, _CARD: {**object_at(metadata, _CARD), "SHA256": sha256}})
 
 
 @dataclass(frozen=True)

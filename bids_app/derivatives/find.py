@@ -18,7 +18,7 @@ from bids_app.derivatives.paths import (
 )
 from bids_app.derivatives.sidecars import Derivative, read_derivative
 from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
-from bids_app.files import locked, read_json, write_json
+from bids_app.files import locked, object_at, read_json, write_json
 from bids_app.imaging.coverage import COMPLETE, describe_missing
 from bids_app.imaging.verdict import DOUBT, VERDICTS, reasons_of, verdict_of
 from bids_app.nifti import check_header
@@ -190,8 +190,8 @@ def times_mean_of_image(pet: Path) -> float:
         If there is a sidecar but it cannot be read, or its value is invalid.
     """
     sidecar = sidecar_path(pet)
-    scaling = read_json(sidecar).get("IntensityScaling") if sidecar.is_file() else None
-    value = scaling.get("TimesBrainMean", 0.0) if isinstance(scaling, dict) else 0.0
+    scaling = object_at(read_json(sidecar), "IntensityScaling") if sidecar.is_file() else {}
+    value = scaling.get("TimesBrainMean", 0.0)
     if not is_number(0, 1000)(value):
         raise UnusableDataError(
             f"{sidecar}: TimesBrainMean of IntensityScaling is {value!r:.40}; run the "
@@ -222,8 +222,7 @@ def verdict_of_image(image: Path) -> tuple[str, str]:
     """
     sidecar = sidecar_path(image)
     metadata = read_json(sidecar) if sidecar.is_file() else {}
-    verdict, registration = verdict_of(metadata), metadata.get("Registration")
-    reasons = reasons_of(registration) if isinstance(registration, dict) else []
+    verdict, reasons = verdict_of(metadata), reasons_of(object_at(metadata, "Registration"))
     if verdict is not None and verdict not in VERDICTS:
         odd = f'its sidecar says "{verdict}", which is not one of {", ".join(VERDICTS)}'
         verdict, reasons = DOUBT, [odd, *reasons]

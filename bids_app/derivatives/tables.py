@@ -22,6 +22,7 @@ from bids_app.files import (
     MISSING,
     append_tsv,
     locked,
+    object_at,
     read_json,
     read_text,
     read_tsv,
@@ -188,8 +189,7 @@ def read_remarks(output_dir: Path) -> tuple[str, ...]:
     tuple of str
         Sentences that begin with the path of a raw table.
     """
-    column = _described(output_dir).get("participant_id")
-    remarks = column.get(REMARKS) if isinstance(column, dict) else None
+    remarks = object_at(_described(output_dir), "participant_id").get(REMARKS)
     if not isinstance(remarks, list):
         return ()
     return tuple(remark for remark in remarks if isinstance(remark, str))

@@ -10,7 +10,7 @@ import numpy as np
 from bids_app import strict
 from bids_app.detection.detectors import detector_of
 from bids_app.errors import MissingInputError, UnusableDataError
-from bids_app.files import Json, write_json
+from bids_app.files import Json, object_at, write_json
 from bids_app.imaging.volume import Grid, zooms_of
 
 SHRINKING = 6  # voxels by which the first two convolutions, 5×5 and 3×3, shrink a patch
@@ -256,8 +256,7 @@ def covariates_of(card: DetectorCard) -> dict[str, dict[str, object]]:
 
     See :func:`bids_app.detection.covariates.describe_covariates`.
     """
-    covariates = card.parameters.get("covariates")
-    return dict(covariates) if isinstance(covariates, dict) else {}
+    return object_at(card.parameters, "covariates")
 
 
 def card_values(card: DetectorCard) -> dict[str, object]:

@@ -26,7 +26,7 @@ from bids_app.errors import (
     UnusableDataError,
     name_some,
 )
-from bids_app.files import read_json, read_tsv
+from bids_app.files import object_at, read_json, read_tsv
 from bids_app.generators import CROSSVALIDATION, describe_namesakes, has_seen, known_cards
 from bids_app.plan.problems import Problem, error_of
 from bids_app.settings import Settings
@@ -599,8 +599,7 @@ def _synthetic(
         return known or metadata.get("TrainedOnThisParticipant") is not False
 
     metadata = _read_synthetic(visit.synthetic, "participant")
-    generator = metadata.get("Generator")
-    fields: dict[str, object] = generator if isinstance(generator, dict) else {}
+    fields = object_at(metadata, "Generator")
     name, sha256 = str(fields.get("Name", "unknown")), str(fields.get("SHA256", ""))
     maker = SyntheticMaker(
         name, sha256, *(str(fields.get(key, "")) for key in ("TrainedOn", "IntendedUse"))

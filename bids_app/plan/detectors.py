@@ -31,7 +31,7 @@ from bids_app.detection.detectors import (
 from bids_app.detection.normative import ZSCORE_FWHM
 from bids_app.detection.slabs import cut_slabs, thickness_of
 from bids_app.errors import Mri2petError, UnusableDataError, UsageError
-from bids_app.files import place_in
+from bids_app.files import object_at, place_in
 from bids_app.generators import is_one_of
 from bids_app.plan.cohort import Participant, Subjects, SyntheticMaker
 from bids_app.plan.group import (
@@ -127,8 +127,7 @@ def resolve_detectors(settings: Settings, card: DetectorCard | None) -> Settings
 
 def _channels_of(card: DetectorCard) -> str:
     """Return the --channels that a detector was trained with; the PET alone for old detectors."""
-    encoder = card.parameters.get("encoder")
-    channels = encoder.get("channels", 1) if isinstance(encoder, dict) else 1
+    channels = object_at(card.parameters, "encoder").get("channels", 1)
     return CHANNELS[1] if channels == len(CHANNELS) else CHANNELS[0]
 
 
@@ -521,12 +520,12 @@ def _refuse_other_scales(folder: Path, card: DetectorCard, patients: Sequence[Pa
 def _refuse_other_generators(
     detector: str, folder: Path, card: DetectorCard, patients: Sequence[Participant]
 ) -> None:
-    known = card.parameters.get(GENERATORS, {})
+    known = object_at(card.parameters, GENERATORS)
     for patient in patients:
         maker = patient.maker
         if maker is None:
             continue
-        digests = known.get(maker.name) if isinstance(known, dict) else None
+        digests = known.get(maker.name)
         if digests is None or (digests and maker.sha256 and maker.sha256 not in digests):
             raise UnusableDataError(
                 f"{patient.synthetic}: made by generator {maker.name}, but {detector} in {folder} "

@@ -18,7 +18,7 @@ from bids_app.derivatives.sidecars import Derivative
 from bids_app.detection.card import covariates_of
 from bids_app.detection.detectors import DIRECTIONS
 from bids_app.errors import Mri2petError
-from bids_app.files import read_text, write_text
+from bids_app.files import object_at, read_text, write_text
 from bids_app.report.anomalies import Detected
 from bids_app.report.cards import (
     Specs,
@@ -332,8 +332,8 @@ TEXTS.filters["enumerated"] = enumerate_words
 
 def _scaling(images: Sequence[Derivative], key: str) -> float | None:
     """Return a number from ``IntensityScaling`` of the first image."""
-    scaling = images[0].metadata.get("IntensityScaling") if images else None
-    return as_number(scaling.get(key)) if isinstance(scaling, dict) else None
+    scaling = object_at(images[0].metadata, "IntensityScaling") if images else {}
+    return as_number(scaling.get(key))
 
 
 def _taken_from_apps(visits: Sequence[Results]) -> dict[str, object]:
@@ -353,8 +353,7 @@ def _taken_from_apps(visits: Sequence[Results]) -> dict[str, object]:
 
 def _registered_by(image: Derivative) -> str:
     """Return the name of the other app that registered an image; empty if none did."""
-    registration = image.metadata.get("Registration")
-    return str(registration.get("TakenFrom", "")) if isinstance(registration, dict) else ""
+    return str(object_at(image.metadata, "Registration").get("TakenFrom", ""))
 
 
 def _had_frames(pet: RealPet) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 
 from bids_app.derivatives.find import Results
 from bids_app.errors import Mri2petError
-from bids_app.files import Json, read_json, write_json, write_text
+from bids_app.files import Json, object_at, read_json, write_json, write_text
 from bids_app.report.figures import encode
 from bids_app.report.page import LOGS, render, show
 from bids_app.report.panels import Panel
@@ -77,17 +77,16 @@ def _numbers(visit: Results) -> Json:
     rows = registration_rows([visit])
     verdicts = [row.cells[0] for row in rows]
     shares = [float(row.cells[0].rstrip(" %")) for row in coverage_rows([visit])]
-    novelty = None if visit.synthetic is None else visit.synthetic.metadata.get("Novelty")
+    novelty = {} if visit.synthetic is None else object_at(visit.synthetic.metadata, "Novelty")
     t1w = visit.t1w_in_template
-    registration = None if t1w is None else t1w.metadata.get("Registration")
-    dice = registration.get("DiceBrainMask") if isinstance(registration, dict) else None
+    registration = {} if t1w is None else object_at(t1w.metadata, "Registration")
     return {
         "t1w": verdicts[0] if verdicts else "n/a",
         "pet": ", ".join(verdicts[1:]) if verdicts[1:] else "no PET",
-        "dice": as_number(dice),
+        "dice": as_number(registration.get("DiceBrainMask")),
         "covered": min(shares, default=None),
         "ssim": measures_of(visit.synthetic).get(MEASURES[2]),
-        "novelty": as_number(novelty.get("Value")) if isinstance(novelty, dict) else None,
+        "novelty": as_number(novelty.get("Value")),
     }
 
 

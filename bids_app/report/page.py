@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from bids_app.derivatives.description import plain_settings
 from bids_app.errors import NAMED_AT_MOST, Mri2petError, name_some
-from bids_app.files import read_json, write_json, write_text
+from bids_app.files import object_at, read_json, write_json, write_text
 
 UNKNOWN: Final = "unknown"
 TEMPLATES: Final = Path(__file__).parents[1] / "data" / "report"
@@ -85,15 +85,15 @@ def read_record(output_dir: Path, report: str) -> RunSummary:
         record = read_json(path_of(output_dir, report))
     except Mri2petError:
         record = {}
-    versions, duration, settings = (record.get(key) for key in ("versions", "duration", "settings"))
+    duration = record.get("duration")
     return {
         "notes": _sentences(record.get("notes")),
         "problems": _sentences(record.get("problems")),
-        "versions": versions if isinstance(versions, dict) else {},
+        "versions": object_at(record, "versions"),
         "date": str(record.get("date", "")),
         "command": str(record.get("command", "")),
         "duration": duration if isinstance(duration, float) else None,
-        "settings": settings if isinstance(settings, dict) else {},
+        "settings": object_at(record, "settings"),
         "made_from": str(record.get("made_from", "")),
     }
 

@@ -23,6 +23,7 @@ from bids_app.derivatives.sidecars import Faults
 from bids_app.derivatives.tables import read_regions
 from bids_app.detection.detectors import meaning_of
 from bids_app.errors import Mri2petError
+from bids_app.files import object_at
 from bids_app.nifti import check_header
 from bids_app.report.anomalies import (
     OWN_PLACE,
@@ -399,8 +400,7 @@ def _generators(visits: Sequence[Results]) -> list[dict[str, object]]:
     """List the distinct generators of the synthetic PETs, from their sidecars."""
     keys = ("Name", "Version", "SHA256", "TrainedOn", "IntendedUse")
     images = [visit.synthetic for visit in visits if visit.synthetic is not None]
-    found = [image.metadata.get("Generator") for image in images]
-    generators = [generator if isinstance(generator, dict) else {} for generator in found]
+    generators = [object_at(image.metadata, "Generator") for image in images]
     records = dict.fromkeys(
         tuple(str(generator.get(key, "unknown")) for key in keys) for generator in generators
     )

@@ -11,6 +11,7 @@ import numpy as np
 from bids_app.derivatives.find import Results
 from bids_app.derivatives.sidecars import Derivative, Faults
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError
+from bids_app.files import object_at
 from bids_app.imaging.coverage import COMPLETE, describe_missing
 from bids_app.imaging.regions import RegionalUptake
 from bids_app.imaging.verdict import reasons_of, verdict_of
@@ -115,8 +116,8 @@ def as_number(value: object) -> float | None:
 
 def measures_of(synthetic: Derivative | None) -> dict[str, float | None]:
     """Return measures of similarity of synthetic and real PET; empty if not measured."""
-    measures = None if synthetic is None else synthetic.metadata.get("Measures")
-    if not isinstance(measures, dict) or not measures:
+    measures = {} if synthetic is None else object_at(synthetic.metadata, "Measures")
+    if not measures:
         return {}
     return {name: as_number(measures.get(name)) for name in MEASURES}
 
@@ -149,8 +150,8 @@ def novelty_rows(visits: Iterable[Results]) -> list[Row]:
     """Return a row per visit: novelty of its T1w, and the range of the training T1w."""
     rows = []
     for visit in visits:
-        novelty = None if visit.synthetic is None else visit.synthetic.metadata.get("Novelty")
-        if isinstance(novelty, dict) and novelty:
+        novelty = {} if visit.synthetic is None else object_at(visit.synthetic.metadata, "Novelty")
+        if novelty:
             rows.append(_novelty_row(visit.name, novelty))
     return rows
 
@@ -213,12 +214,9 @@ def describe_uncertainty(deviation: Derivative | None) -> str:
 one in 80 % of brain voxels (nominal: 80 %). Across the voxels of a person, SD and absolute error \
 correlate with r = 0.31.
     """
-    recorded = None if deviation is None else deviation.metadata.get("Uncertainty")
-    uncertainty = recorded if isinstance(recorded, dict) else {}
-    covered, factors = (
-        value if isinstance(value, dict) else {}
-        for value in (uncertainty.get("MeasuredCoverage"), uncertainty.get("IntervalFactors"))
-    )
+    uncertainty = {} if deviation is None else object_at(deviation.metadata, "Uncertainty")
+    covered = object_at(uncertainty, "MeasuredCoverage")
+    factors = object_at(uncertainty, "IntervalFactors")
     within = [
         (as_number(factors[percent]), as_number(covered.get(percent)), percent)
         for percent in factors
@@ -306,15 +304,16 @@ def registration_rows(visits: Iterable[Results]) -> list[Row]:
     rows = []
     for visit in visits:
         if visit.t1w_in_template is not None:
-            registration = visit.t1w_in_template.metadata.get("Registration")
-            rows.append(_row(f"T1w → template ({visit.name})", registration))
-        rows += [_row(f"PET → T1w ({pet.name})", pet.get("Registration")) for pet in visit.pets]
+            rows.append(_row(f"T1w → template ({visit.name})", visit.t1w_in_template.metadata))
+        rows += [
+            _row(f"PET → T1w ({pet.name})", {"Registration": pet.get("Registration")})
+            for pet in visit.pets
+        ]
     return rows
 
 
-def _row(name: str, registration: object) -> Row:
-    numbers = registration if isinstance(registration, dict) else {}
-    verdict = verdict_of({"Registration": numbers})
+def _row(name: str, sidecar: Mapping[str, object]) -> Row:
+    numbers, verdict = object_at(sidecar, "Registration"), verdict_of(sidecar)
     before, after, dice = (
         as_number(numbers.get(key))
         for key in ("SimilarityBefore", "SimilarityAfter", "DiceBrainMask")
