@@ -33,7 +33,7 @@ from bids_app.report.charts import (
     sweeps_of,
 )
 from bids_app.report.gallery import choose, draw_gallery
-from bids_app.report.methods import MORE_REFERENCES, REFERENCES, describe_specs, write_methods
+from bids_app.report.methods import describe_specs, read_references, write_methods
 from bids_app.report.table1 import (
     BASELINES,
     COLUMNS,
@@ -976,10 +976,11 @@ def test_a_reference_is_listed_when_it_is_cited_and_every_one_is():
     full = write_methods(
         "train", {}, {**describe_specs({"one": spec}), "lpips": True, "tested": True}
     )
-    keys = re.findall(r'^"(.*)" = "(.*)"$', MORE_REFERENCES.read_text(), re.M)
+    references = read_references()
+    keys = references["train"].items()
     assert len(keys) == 8
     assert all(key in full and text in full for key, text in keys)
-    known = re.findall(r'^"(.*)" =', REFERENCES.read_text() + MORE_REFERENCES.read_text(), re.M)
+    known = [*references["participant"], *references["train"]]
     body = full.partition("References")[0].replace("\n", " ")
     cited = re.findall(r"[A-Z][\w-]+(?: (?:et al\.|and [A-Z]\w+))?, \d{4}", body)
     assert {one.replace("  ", " ") for one in cited} <= set(known)
@@ -989,5 +990,5 @@ def test_a_reference_is_listed_when_it_is_cited_and_every_one_is():
 
 
 def test_references_do_not_stand_twice():
-    keys = re.findall(r'^"(.*)" =', REFERENCES.read_text() + MORE_REFERENCES.read_text(), re.M)
+    keys = [key for section in read_references().values() for key in section]
     assert len(keys) == len(set(keys))

@@ -34,14 +34,6 @@ from bids_app.report.results import as_number
 from bids_app.synthesis.models import ModelSpec
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 
-REFERENCES: Final = TEMPLATES / "references.toml"
-MORE_REFERENCES: Final = TEMPLATES / "training_references.toml"
-GROUP_REFERENCES: Final = TEMPLATES / "group_references.toml"
-LISTINGS: Final = {
-    "participant": (REFERENCES,),
-    "train": (REFERENCES, MORE_REFERENCES),
-    "group": (REFERENCES, MORE_REFERENCES, GROUP_REFERENCES),
-}
 OWN_TEMPLATE: Final = "MNI152NLin2009aSym"  # comes with nilearn
 TOOLS: Final = {
     "PyTorch": "torch",
@@ -116,11 +108,16 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
 }
 
 
+def read_references() -> dict[str, dict[str, str]]:
+    """Read all references by the level whose methods cite them first, and by key."""
+    return tomllib.loads((TEMPLATES / "references.toml").read_text(encoding="utf-8"))
+
+
 def write_methods(level: str, versions: Mapping[str, str], fields: Mapping[str, object]) -> str:
     """Return the methods of a level and the references they cite, as plain text.
 
-    Empty paragraphs are left out. A reference of ``data/report`` is listed if its key occurs in the
-    text.
+    Empty paragraphs are left out. A reference of ``data/report/references.toml`` is listed if its
+    key occurs in the text.
 
     Parameters
     ----------
@@ -142,7 +139,7 @@ def write_methods(level: str, versions: Mapping[str, str], fields: Mapping[str, 
     context = {**DEFAULTS[level], **fields}
     text = TEXTS.get_template(f"{level}.txt").render(tools=tools, **context)
     body = "\n\n".join(paragraph for paragraph in text.split("\n\n") if paragraph)
-    listed = [item for path in LISTINGS[level] for item in _read(path).items()]
+    listed = [item for section in read_references().values() for item in section.items()]
     cited = sorted(reference for key, reference in listed if key in body)
     return f"{body}\n\nReferences\n\n" + "\n".join(f"- {text}" for text in cited) + "\n"
 
@@ -312,10 +309,6 @@ def group_methods(
         "free": bool(detected.responses),
     }
     return write_methods("group", versions, fields)
-
-
-def _read(path: Path) -> dict[str, str]:
-    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def _unfold(template: str) -> str:
