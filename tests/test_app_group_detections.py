@@ -227,7 +227,7 @@ def test_a_file_that_is_damaged_is_refused_by_name(run, changed):
 def test_a_run_records_which_maps_it_has_made(run):
     run.add("c1", [9], control=True)
     run.add("p1", [9], session="a", run="run-2_", training_set="hybrid", detector="zscore")
-    control, patient = scored_in(run.out, "ellipsoids", run.seen).maps
+    control, patient = scored_in(run.out, run.seen)
     grid = f"space-{SPACE.template}_res-4"
     map_of = f"sub-c1/pet/sub-c1_trc-18FFDG_{grid}_stat-t_desc-ocsvm_statmap.nii.gz"
     assert control == ScoredSubject("c1", "", "real", "ocsvm", True, map_of)

@@ -202,39 +202,24 @@ def read_checks(paths: Iterable[Path]) -> list[CheckedPet]:
     return rows
 
 
-def scored_in(
-    output_dir: Path, dataset: str, seen: Iterable[ImageClusters]
-) -> detections.ScoredRun:
-    """Summarise for reports what a run has scored.
-
-    Parameters
-    ----------
-    output_dir : Path
-        Root of the derivative dataset.
-    dataset : str
-        Name or DOI of the raw dataset.
-    seen : iterable of ImageClusters
-        Images of controls and patients.
-    """
-    return detections.ScoredRun(
-        dataset, [_scored(output_dir, image.scored_image) for image in seen]
-    )
-
-
-def _scored(output_dir: Path, scored: ScoredImage) -> detections.ScoredSubject:
-    return detections.ScoredSubject(
-        scored.image.participant,
-        scored.image.session if scored.image.session else "",
-        scored.training_set,
-        scored.detector,
-        scored.control,
-        scored.paths["statmap"].relative_to(output_dir).as_posix(),
-    )
+def scored_in(output_dir: Path, images: Iterable[ImageClusters]) -> list[detections.ScoredSubject]:
+    """List what a run has scored, controls and patients, for reports."""
+    return [
+        detections.ScoredSubject(
+            scored.image.participant,
+            scored.image.session if scored.image.session else "",
+            scored.training_set,
+            scored.detector,
+            scored.control,
+            scored.paths["statmap"].relative_to(output_dir).as_posix(),
+        )
+        for scored in (image.scored_image for image in images)
+    ]
 
 
 def write_detections(
     output_dir: Path,
-    seen: Sequence[ImageClusters],
+    images: Sequence[ImageClusters],
     *,
     max_clusters: int,
     applied: Path | None,
@@ -248,7 +233,7 @@ def write_detections(
     ----------
     output_dir : Path
         Root of the derivative dataset.
-    seen : sequence of ImageClusters
+    images : sequence of ImageClusters
         Images of controls and patients, in any order.
     max_clusters : int
         Maximum number of clusters kept per patient.
@@ -264,18 +249,20 @@ def write_detections(
         Label image of each patient → number of kept clusters, if not all are kept.
     """
     controls: dict[str, list[detections.ControlCluster]] = {}
-    for name in dict.fromkeys(image.scored_image.training_set for image in seen):
+    for name in dict.fromkeys(image.scored_image.training_set for image in images):
         folder = output_dir / detections.DETECTORS_FOLDER / name if applied is None else applied
         if applied is None:
-            _complete(folder, [image for image in seen if image.scored_image.training_set == name])
+            _complete(
+                folder, [image for image in images if image.scored_image.training_set == name]
+            )
         controls[name] = detections.read_control_clusters(folder)
     scores = {
         row: detections.control_sum_scores(controls[row[0]], row[1])
-        for row in dict.fromkeys(image.row for image in seen)
+        for row in dict.fromkeys(image.row for image in images)
     }
     counts = {row: len(control_scores) for row, control_scores in scores.items()}
     patients = [
-        _calibrated(image, scores[image.row]) for image in seen if not image.scored_image.control
+        _calibrated(image, scores[image.row]) for image in images if not image.scored_image.control
     ]
     kept = partial(_count_kept, limit=max_clusters, expected_false=expected_false)
     for patient in patients:
@@ -304,13 +291,15 @@ def _count_kept(patient: ImageClusters, limit: int, expected_false: float | None
     )
 
 
-def _complete(folder: Path, seen: Iterable[ImageClusters]) -> None:
+def _complete(folder: Path, images: Iterable[ImageClusters]) -> None:
     """Write the tables of a detector's controls, and the digest of its final card in sidecars."""
-    controls = [image.listed() for image in seen if image.scored_image.control]
+    controls = [image.listed() for image in images if image.scored_image.control]
     detections.write_control_clusters(folder, controls)
     detections.write_control_maps(folder, controls)
     sha256 = complete_card(folder)
-    paths = [path for image in seen for path in image.scored_image.sidecar_paths if path.is_file()]
+    paths = [
+        path for image in images for path in image.scored_image.sidecar_paths if path.is_file()
+    ]
     for path in paths if sha256 else ():
         detections.sign(path, sha256)
 
@@ -358,10 +347,10 @@ def _write_curves(
     detections.write_froc(output_dir, free_response(findings, healthy))
 
 
-def top_clusters(seen: Iterable[ImageClusters]) -> Mapping[str, list[str]]:
+def top_clusters(images: Iterable[ImageClusters]) -> Mapping[str, list[str]]:
     """Describe the first cluster of each patient in a line, by training set and detector."""
     lines: dict[str, list[str]] = {}
-    for image in seen:
+    for image in images:
         if not image.scored_image.control:
             line = f"{image.scored_image.label}: {_describe_first(image)}"
             lines.setdefault(" ".join(image.row), []).append(line)
@@ -421,7 +410,7 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
         _estimate(settings, usable, card, console)
         return _close_dry(usable, subjects.problems, console)
     with begin(settings, run_record, console, results=["group"]):
-        seen, problems = _run_detection(
+        images, problems = _run_detection(
             settings,
             subjects,
             card,
@@ -430,7 +419,7 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
             run_record=run_record,
             started=started,
         )
-    return _close(settings, seen, problems, console)
+    return _close(settings, images, problems, console)
 
 
 def _run_detection(
@@ -446,14 +435,14 @@ def _run_detection(
     """Run detection, write tables and reports, and delete intermediate files if nothing failed."""
     runner = Runner(settings, console, GRAPH, settings.folds * len(settings.training_set))
     study = plan_study(settings, work_dir_of(settings), run_record.versions)
-    seen, notes, problems = _detect(study, subjects, lesions, card, runner)
+    images, notes, problems = _detect(study, subjects, lesions, card, runner)
     summary = summarize_level(summarize_run(run_record, started), settings, notes, problems)
-    problems += _finish(study, runner, seen, summary)
+    problems += _finish(study, runner, images, summary)
     runner.report_used()
     if settings.clean_workdir and not problems:
         for name in INTERMEDIATE:
             shutil.rmtree(work_dir_of(settings) / name, ignore_errors=True)
-    return seen, problems
+    return images, problems
 
 
 def _read_detector(settings: Settings) -> DetectorCard | None:
@@ -522,8 +511,8 @@ def _report_subjects(
     ]
     used = [
         (group, subject.label, subject.session, subject.pet, subject.synthetic if needed else None)
-        for group, people in (("control", subjects.controls), ("patient", subjects.patients))
-        for subject in people
+        for group, participants in (("control", subjects.controls), ("patient", subjects.patients))
+        for subject in participants
         if subject.pet or (needed and subject.synthetic)
     ]
     console.report_subjects(used, sentences, settings.output_dir)
@@ -595,37 +584,37 @@ def _detect(
     notes += more
     scored = [image for _, images, _ in plans for image in images]
     late = _run(runner, [graph for graph, _, _ in plans], scored)
-    seen, unread = _read_all(scored, settings.output_dir / "logs")
+    images, unread = _read_all(scored, settings.output_dir / "logs")
     late += unread
     report_notes(console, [], late)
-    lost = _describe_lost_lesions(seen)
+    lost = _describe_lost_lesions(images)
     report_notes(console, lost, [])
-    return seen, [*notes, *lost], [*early, *late]
+    return images, [*notes, *lost], [*early, *late]
 
 
 def _read_all(
     scored: Sequence[ScoredImage], logs: Path
 ) -> tuple[list[ImageClusters], list[Problem]]:
     """Read the clusters of all images; an unreadable file is a problem of its participant only."""
-    seen, problems = list[ImageClusters](), list[Problem]()
+    images, problems = list[ImageClusters](), list[Problem]()
     for image in scored:
         try:
             found = read_image_clusters(image)
         except Exception as error:  # of any kind: it only affects this participant
             problems.append(problem_of(error, image.image.participant, image.label, logs))
             continue
-        seen += [] if found is None else [found]
-    return seen, problems
+        images += [] if found is None else [found]
+    return images, problems
 
 
-def _describe_lost_lesions(seen: Sequence[ImageClusters]) -> list[str]:
+def _describe_lost_lesions(images: Sequence[ImageClusters]) -> list[str]:
     """Describe lesions that are in no curve: outside the grid, or not covered by the PET."""
-    counts = {image.subject: image.not_covered for image in seen if image.not_covered}
+    counts = {image.subject: image.not_covered for image in images if image.not_covered}
     uncovered = [
         f"sub-{label}: {count} lesion(s) are not covered by the PET, and not included in any curve"
         for label, count in sorted(counts.items())
     ]
-    lost = {image.subject for image in seen if image.lesions == 0 and not image.not_covered}
+    lost = {image.subject for image in images if image.lesions == 0 and not image.not_covered}
     return uncovered + [
         f"sub-{label}: its lesion mask marks no voxel of the grid; not included in any curve"
         for label in sorted(lost)
@@ -645,7 +634,7 @@ def _run(
 
 
 def _finish(
-    study: Study, runner: Runner, seen: Sequence[ImageClusters], summary: RunSummary
+    study: Study, runner: Runner, images: Sequence[ImageClusters], summary: RunSummary
 ) -> list[Problem]:
     """Write tables and reports; return the problems of reports."""
     settings, console, output_dir = runner.settings, runner.console, study.output_dir
@@ -653,17 +642,17 @@ def _finish(
     with locked(output_dir):
         kept = write_detections(
             output_dir,
-            seen,
+            images,
             max_clusters=settings.clusters,
             applied=settings.detector,
             expected_false=settings.expected_false,
         )
         checked = read_checks(checks_of(settings, study.work_dir))
         detections.write_synthetic_controls(output_dir, checked)
-        scored = scored_in(output_dir, study.dataset, seen)
         grid = (settings.template, settings.bounding_box, settings.grid_resolution)
-        detections.write_run(output_dir, replace(scored, grid=grid))
-    fewer = [image.scored_image for image in seen if image.scored_image.paths["labels"] in kept]
+        maps = scored_in(output_dir, images)
+        detections.write_run(output_dir, detections.ScoredRun(study.dataset, maps, grid))
+    fewer = [image.scored_image for image in images if image.scored_image.paths["labels"] in kept]
     problems = list[Problem]()
     if fewer:
         graph = init_kept_wf(
@@ -671,7 +660,7 @@ def _finish(
         )
         problems += runner.run([graph], {})
     problems += report_level(settings, console, write_group_report, summary)
-    patients = {image.subject for image in seen if not image.scored_image.control}
+    patients = {image.subject for image in images if not image.scored_image.control}
     return problems + _report_patients(settings, patients, console)
 
 
@@ -706,14 +695,17 @@ def _report_again(settings: Settings, console: Console) -> int:
 
 
 def _close(
-    settings: Settings, seen: Sequence[ImageClusters], problems: Sequence[Problem], console: Console
+    settings: Settings,
+    images: Sequence[ImageClusters],
+    problems: Sequence[Problem],
+    console: Console,
 ) -> int:
     """Print the first cluster of each patient and the last line, and return the exit code."""
-    for name, lines in top_clusters(seen).items():
+    for name, lines in top_clusters(images).items():
         console.say(f"first cluster, {name}")
         for line in lines:
             console.say(f"  {line}")
-    mapped = {image.subject for image in seen if not image.scored_image.control}
+    mapped = {image.subject for image in images if not image.scored_image.control}
     report: Path = settings.output_dir / "group.html"
     console.close(
         f"mri2pet: {count_noun(len(mapped), 'patient')} mapped, "

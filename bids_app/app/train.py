@@ -110,7 +110,7 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
         sentences = [*controls.notes, *(problem.sentence for problem in controls.problems)]
         console.report_controls(_visits(controls), sentences, settings.output_dir)
     runner = Runner(settings, console, "mri2pet_train", settings.folds * len(_names(settings)))
-    means, study, initial, unfit = _prepare(runner, controls, run_record)
+    compute, study, initial, unfit = _prepare(runner, controls, run_record)
     if settings.dry_run:
         return _close_dry(runner, controls, unfit)
     rows = [f"train {name}" for name in _names(settings)]  # other runs may train other rows
@@ -118,11 +118,11 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
         report_notes(console, controls.notes, controls.problems)
         stored, problems = _store(study, controls, runner)
         refuse_twins(stored)
-        people = [image.participant for image in stored]
-        refuse_few(names=_names(settings), people=people, folds=settings.folds)
+        participants = [image.participant for image in stored]
+        refuse_few(names=_names(settings), participants=participants, folds=settings.folds)
         folds = assign_folds(study, stored)
         plans = _plans(study, controls, folds, settings, initial)
-        problems += [*controls.problems, *_compute(study, plans, folds, means, runner)]
+        problems += [*controls.problems, *_compute(study, plans, folds, compute, runner)]
         summary = summarize_run(run_record, started)
         problems += _finish(
             study, folds, runner, controls=controls, problems=problems, summary=summary
@@ -138,7 +138,7 @@ def _prepare(
 
     Returns
     -------
-    means, study : ComputeSettings, Study
+    compute, study : ComputeSettings, Study
         Parameters of the run.
     initial : GeneratorChoice or None
         Generator that training starts from.
@@ -147,7 +147,7 @@ def _prepare(
     """
     settings = runner.settings
     refuse_plugin(settings)
-    means = _means(runner)
+    compute = _compute_settings(runner)
     study = plan_study(settings, work_dir_of(settings), run_record.versions)
     paths = [
         (visit.subject, path)
@@ -160,16 +160,16 @@ def _prepare(
     fit = [image for image in images if image.participant not in lost]
     if not fit:
         raise error_of(problems)
-    refuse_few(names=_names(settings), people=[i.participant for i in fit], folds=settings.folds)
+    participants = [image.participant for image in fit]
+    refuse_few(names=_names(settings), participants=participants, folds=settings.folds)
     assign_folds(study, fit)
     for name in _names(settings):
         refuse_small_grid(name, spec_of(name, settings), study.grid)
     if not settings.init:
-        return means, study, None, problems
+        return compute, study, None, problems
     specs = {name: spec_of(name, settings) for name in _names(settings)}
-    people = [image.participant for image in fit]
-    initial = choose_initial(settings.init, study, specs, people, sloppy=settings.sloppy)
-    return means, study, initial, problems
+    initial = choose_initial(settings.init, study, specs, participants, sloppy=settings.sloppy)
+    return compute, study, initial, problems
 
 
 def _close_dry(runner: Runner, controls: Subjects, unfit: Sequence[Problem]) -> int:
@@ -193,7 +193,7 @@ def _close_dry(runner: Runner, controls: Subjects, unfit: Sequence[Problem]) -> 
     return close_dry(sentence, [*controls.problems, *unfit], console)
 
 
-def refuse_few(names: Sequence[str], people: Sequence[str], folds: int) -> None:
+def refuse_few(names: Sequence[str], participants: Sequence[str], folds: int) -> None:
     """Check that there are enough controls for a meaningful training.
 
     Raises
@@ -203,7 +203,7 @@ def refuse_few(names: Sequence[str], people: Sequence[str], folds: int) -> None:
         trained on fewer than two: our choice. More folds than controls are an error when controls
         are assigned to folds.
     """
-    number = len(set(people))
+    number = len(set(participants))
     if number < FEWEST_CONTROLS:
         raise UnusableDataError(
             f"{number} control(s) with T1w and PET are too few to train any generator; "
@@ -321,7 +321,7 @@ def _refuse_lpips(weights: Path) -> None:
     load_lpips(weights)
 
 
-def _means(runner: Runner) -> ComputeSettings:
+def _compute_settings(runner: Runner) -> ComputeSettings:
     weights = _lpips_weights(runner.settings, runner.console)
     if weights is not None:
         _refuse_lpips(weights)
@@ -373,7 +373,7 @@ def _compute(
     study: Study,
     plans: Sequence[ModelPlan],
     folds: Sequence[Fold],
-    means: ComputeSettings,
+    compute: ComputeSettings,
     runner: Runner,
 ) -> list[Problem]:
     """Train and score all rows, and score the baselines; report and return failures."""
@@ -385,7 +385,7 @@ def _compute(
         init_model_wf(
             plan,
             folds,
-            means,
+            compute,
             fwhm=study.fwhm,
             mem_gb=memory[plan.name],
             name=f"{plan.name.replace('-', '_')}_wf",
@@ -393,7 +393,7 @@ def _compute(
         for plan in plans
     ]
     labels = {row: row for row in (*(plan.name for plan in plans), BASELINES)}
-    scoring = init_baselines_wf(folds, baselines, means, bases=bases_of(study, folds))
+    scoring = init_baselines_wf(folds, baselines, compute, bases=bases_of(study, folds))
     problems = runner.run([scoring, *graphs], labels)
     report_notes(runner.console, problems=problems)
     return problems

@@ -230,13 +230,13 @@ def plan_sets(
     UnusableDataError
         If there are too few controls, or a set has none.
     """
-    dealt = assign_folds(cohort.controls, study.folds, study.seed)
+    fold_of = assign_folds(cohort.controls, study.folds, study.seed)
     for name in settings.training_set:
         trained = choose_training_images(name, cohort.controls, settings.synthetic_controls)
         images = len(trained) + len(cohort.patients)
         fitting = _fitting_of(study, settings, threads, images, cohort.covariates)
         yield _plan_set(
-            name, study, settings, cohort, trained=trained, dealt=dealt, fitting=fitting
+            name, study, settings, cohort, trained=trained, fold_of=fold_of, fitting=fitting
         )
 
 
@@ -255,11 +255,11 @@ def refuse_sets(study: Study, settings: Settings, cohort: Subjects) -> None:
     UsageError, UnusableDataError
         See :func:`plan_sets`.
     """
-    dealt = assign_folds(cohort.controls, study.folds, study.seed)
+    fold_of = assign_folds(cohort.controls, study.folds, study.seed)
     for name in settings.training_set:
         trained = choose_training_images(name, cohort.controls, settings.synthetic_controls)
         for detector in detectors_of(name, settings):
-            _folds_of(detector, study, trained, dealt, cohort)
+            _folds_of(detector, study, trained, fold_of, cohort)
 
 
 def refuse_applied(card: DetectorCard, settings: Settings, cohort: Subjects) -> None:
@@ -283,17 +283,17 @@ def _folds_of(
     detector: str,
     study: Study,
     trained: Sequence[StoredImage],
-    dealt: Mapping[str, int],
+    fold_of: Mapping[str, int],
     cohort: Subjects,
 ) -> tuple[Subjects, list[Fold], list[str]]:
     """Return the subjects that a detector scores, its folds, and notes."""
-    seen, notes = _usable_by(detector, cohort)
+    usable, notes = _usable_by(detector, cohort)
     used = trained
     if DETECTORS[detector].synthetic:
         used = [image for image in trained if image.synthetic is not None]
-    folds = split(used, seen.controls, dealt, study.folds, study.seed)
+    folds = split(used, usable.controls, fold_of, study.folds, study.seed)
     refuse_few_beside(cohort, folds)
-    return seen, folds, notes
+    return usable, folds, notes
 
 
 def _describe_replaced(folder: Path, settings: Settings) -> list[str]:
@@ -318,7 +318,7 @@ def _plan_set(
     cohort: Subjects,
     *,
     trained: Sequence[StoredImage],
-    dealt: Mapping[str, int],
+    fold_of: Mapping[str, int],
     fitting: Fitting,
 ) -> Planned:
     folder = study.output_dir / DETECTORS_FOLDER / name
@@ -336,20 +336,20 @@ def _plan_set(
         **described(cohort, trained),
     }
     for detector in detectors_of(name, settings):
-        seen, folds[detector], more = _folds_of(detector, study, trained, dealt, cohort)
+        usable, folds[detector], more = _folds_of(detector, study, trained, fold_of, cohort)
         notes += more
         if name == "real" and DETECTORS[detector].method == "svm":
             folds[detector] = list(_add_compared(folds[detector], cohort, settings))
         origin = _origin(study, settings, cohort, detector, name, card=card)
-        scored += _score_images(study, origin, root, seen, folds[detector])
+        scored += _score_images(study, origin, root, usable, folds[detector])
         if DETECTORS[detector].synthetic:
-            compared = [control.maker for control in seen.controls]
+            compared = [control.maker for control in usable.controls]
             parameters[GENERATORS] = generators_of(compared)
             makers += compared
     values = {
         **_card(study, name),
         "detectors": tuple(folds),
-        "controls": list_training_controls(trained, cohort.controls, dealt),
+        "controls": list_training_controls(trained, cohort.controls, fold_of),
         "slabs": fitting.slabs,
         "parameters": parameters,
         "makers": describe_makers(makers),
@@ -750,10 +750,10 @@ def plan_applied(
     ]
     scored = list[ScoredImage]()
     for detector in detectors_to_apply(card, settings):
-        seen, more = _usable_by(detector, cohort)
+        usable, more = _usable_by(detector, cohort)
         notes += more
         origin = _origin(study, settings, cohort, detector, card.name, card=made_by)
-        scored += _score_images(study, origin, study.output_dir, seen, [])
+        scored += _score_images(study, origin, study.output_dir, usable, [])
     fwhm = float(str(card.parameters.get("fwhm", ZSCORE_FWHM)))
     fitting = _fitting_of(study, settings, threads, len(cohort.patients), cohort.covariates)
     graph = init_applied_set_wf(

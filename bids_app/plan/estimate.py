@@ -167,10 +167,10 @@ def estimate_participants(
     )
 
 
-def _train_seconds(spec: Spec, people: int, voxels: int) -> float:
-    """Return the CPU seconds of one training on a number of people, without its start."""
+def _train_seconds(spec: Spec, controls: int, voxels: int) -> float:
+    """Return the CPU seconds of one training on a number of controls, without its start."""
     if isinstance(spec, TissueSpec):
-        return people * TISSUE_SECONDS * voxels / VOXELS
+        return controls * TISSUE_SECONDS * voxels / VOXELS
     seen = voxels
     if isinstance(spec.tiling, CubicPatches):
         side = spec.tiling.size
@@ -178,10 +178,10 @@ def _train_seconds(spec: Spec, people: int, voxels: int) -> float:
         if spec.tiles_per_volume:
             seen = min(seen, spec.tiles_per_volume * side**3)
     rate = NETWORK_SECONDS[spec.tiling.spatial_dims, spec.cycle] * (spec.width / 64) ** 2
-    seconds = people * spec.epochs * seen * rate
+    seconds = controls * spec.epochs * seen * rate
     if spec.condition is None:
         return seconds
-    return seconds + people * TISSUE_SECONDS * voxels / VOXELS
+    return seconds + controls * TISSUE_SECONDS * voxels / VOXELS
 
 
 def estimate_training(

@@ -191,7 +191,7 @@ def assign_folds(controls: Sequence[Participant], folds: int, seed: int) -> dict
 def split(
     trained: Sequence[StoredImage],
     controls: Sequence[Participant],
-    dealt: Mapping[str, int],
+    fold_of: Mapping[str, int],
     folds: int,
     seed: int,
 ) -> list[Fold]:
@@ -204,7 +204,7 @@ def split(
     controls : sequence of Participant
         Controls whose real PETs are scored by the fold that leaves them out, whether they are in
         the training set or not.
-    dealt : mapping
+    fold_of : mapping
         Result of :func:`assign_folds`.
     folds, seed : int
         Number of folds; seed of all randomness.
@@ -217,8 +217,8 @@ def split(
     parts = []
     scored = [control.stored_pet for control in controls if control.stored_pet is not None]
     for number in range(1, folds + 1):
-        training = [image for image in trained if dealt[image.participant] != number]
-        held_out = [image for image in scored if dealt[image.participant] == number]
+        training = [image for image in trained if fold_of[image.participant] != number]
+        held_out = [image for image in scored if fold_of[image.participant] == number]
         count = len({image.participant for image in training})
         if count < FEWEST:
             raise UnusableDataError(
@@ -230,7 +230,7 @@ def split(
 
 
 def list_training_controls(
-    trained: Sequence[StoredImage], controls: Sequence[Participant], dealt: Mapping[str, int]
+    trained: Sequence[StoredImage], controls: Sequence[Participant], fold_of: Mapping[str, int]
 ) -> list[dict[str, object]]:
     """List the images that detectors were trained on, as on their card."""
     makers = {control.label: control.maker for control in controls}
@@ -244,7 +244,7 @@ def list_training_controls(
                 "synthetic": not image.real,
                 "generator": "" if maker is None else maker.name,
                 "generator_sha256": "" if maker is None else maker.sha256,
-                "fold": dealt[image.participant],
+                "fold": fold_of[image.participant],
             }
         )
     return rows
@@ -470,16 +470,16 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
         ]
         description = _describe(names, {label: cells[label] for label in known})
     rows, notes = dict[str, list[float]](), list[str]()
-    for person in [*controls, *patients]:
+    for participant in [*controls, *patients]:
         try:
-            rows[person.label] = encode(cells[person.label], description)
+            rows[participant.label] = encode(cells[participant.label], description)
         except ValueError as error:
             fault = UnusableDataError(f"--covariates: {error}")
-            problems.append(_problem(person.visit, fault))
+            problems.append(_problem(participant.visit, fault))
             continue
         notes += [
-            f"sub-{person.label}: {sentence}; its expected PET is an extrapolation"
-            for sentence in beyond_controls(cells[person.label], description)
+            f"sub-{participant.label}: {sentence}; its expected PET is an extrapolation"
+            for sentence in beyond_controls(cells[participant.label], description)
         ]
     return replace(
         cohort,
@@ -512,20 +512,22 @@ def _description_of(settings: Settings, card: DetectorCard) -> Description:
 
 
 def _with_cells(
-    people: Sequence[Participant], cells: Mapping[str, Mapping[str, Cell]], names: Sequence[str]
+    participants: Sequence[Participant],
+    cells: Mapping[str, Mapping[str, Cell]],
+    names: Sequence[str],
 ) -> tuple[list[Participant], list[Problem]]:
-    """Keep people for whom all covariates are known."""
+    """Keep participants for whom all covariates are known."""
     kept, problems = list[Participant](), list[Problem]()
-    for person in people:
-        absent = [name for name in names if name not in cells.get(person.label, {})]
+    for participant in participants:
+        absent = [name for name in names if name not in cells.get(participant.label, {})]
         if not absent:
-            kept.append(person)
+            kept.append(participant)
             continue
         error = UnusableDataError(
             f"participants.tsv has n/a in {', '.join(absent)}, which --covariates names; fill "
             "it in, or leave the covariate out"
         )
-        problems.append(_problem(person.visit, error))
+        problems.append(_problem(participant.visit, error))
     return kept, problems
 
 

@@ -146,7 +146,7 @@ def _output(
 
 
 def choose_initial(
-    name: str, study: Study, specs: Mapping[str, Spec], people: Sequence[str], *, sloppy: bool
+    name: str, study: Study, specs: Mapping[str, Spec], participants: Sequence[str], *, sloppy: bool
 ) -> GeneratorChoice:
     """Find the generator that training starts from, and check that it is suitable for all rows.
 
@@ -158,7 +158,7 @@ def choose_initial(
         Common parameters of all rows.
     specs : mapping
         Row → its spec.
-    people : sequence of str
+    participants : sequence of str
         Labels of the controls.
     sloppy : bool
         Whether ``default`` is the small generator for a coarse grid.
@@ -190,7 +190,7 @@ def choose_initial(
                 f"{flag}: this run would replace it; copy {folder} elsewhere, and give the copy"
             )
     names = dataset_names(study.output_dir)
-    seen = [label for label in people if has_seen(card, label, names, study.output_dir)]
+    seen = [label for label in participants if has_seen(card, label, names, study.output_dir)]
     if seen:
         labels = name_some([f"sub-{label}" for label in seen])
         raise UnusableDataError(

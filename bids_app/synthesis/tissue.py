@@ -265,12 +265,14 @@ def fit_tissue_model(
     ValueError
         If there are fewer participants, or a T1w does not show three tissues.
     """
-    people: dict[str, list[Volumes]] = {}
+    by_participant: dict[str, list[Volumes]] = {}
     for visit in visits:
-        people.setdefault(visit.owner.participant, []).append(visit)
-    if len(people) < FEWEST:
-        raise ValueError(f"{len(people)} participant is too few, {FEWEST} are needed; add controls")
-    controls = list(people.values())
+        by_participant.setdefault(visit.owner.participant, []).append(visit)
+    if len(by_participant) < FEWEST:
+        raise ValueError(
+            f"{len(by_participant)} participant is too few, {FEWEST} are needed; add controls"
+        )
+    controls = list(by_participant.values())
     zooms = visits[0].owner.zooms
     edges = [side * zoom for side, zoom in zip(spec.sides, zooms, strict=True)]
 

@@ -224,7 +224,7 @@ def _train(
     place: int,
     fold: str,
     visits: Fold,
-    means: ComputeSettings,
+    compute: ComputeSettings,
     *,
     fwhm: float,
     mem_gb: float,
@@ -243,15 +243,15 @@ def _train(
         checkpoints=str(plan.checkpoints[place]),
         initial="" if plan.initial is None else str(plan.initial),
         initial_sha256=plan.initial_sha256,
-        **means.inputs(),
+        **compute.inputs(),
     )
-    node = Node(train, name=f"train_{fold}", n_procs=means.threads, mem_gb=mem_gb)
+    node = Node(train, name=f"train_{fold}", n_procs=compute.threads, mem_gb=mem_gb)
     step = f"fold {visits.number}, training" if visits.number else "training on all"
     label_nodes(node, step=step)
     return node
 
 
-def _score(plan: ModelPlan, place: int, fold: Fold, means: ComputeSettings, fwhm: float) -> Node:
+def _score(plan: ModelPlan, place: int, fold: Fold, compute: ComputeSettings, fwhm: float) -> Node:
     score = ScoreGenerator(
         model=plan.name,
         fold=fold.number,
@@ -261,14 +261,16 @@ def _score(plan: ModelPlan, place: int, fold: Fold, means: ComputeSettings, fwhm
         validation=folders_of(fold.validation),
         digests=fold.digests,
         basis=plan.bases[place],
-        **means.inputs(),
-        **means.scoring(),
+        **compute.inputs(),
+        **compute.scoring(),
     )
-    return _score_node(score, fold, means)
+    return _score_node(score, fold, compute)
 
 
-def _score_node(score: ScoreGenerator | ScoreBaselines, fold: Fold, means: ComputeSettings) -> Node:
-    node = Node(score, name=f"score_{fold.number}", n_procs=means.threads, mem_gb=2)
+def _score_node(
+    score: ScoreGenerator | ScoreBaselines, fold: Fold, compute: ComputeSettings
+) -> Node:
+    node = Node(score, name=f"score_{fold.number}", n_procs=compute.threads, mem_gb=2)
     label_nodes(node, step=f"fold {fold.number}, scores")
     return node
 
@@ -276,7 +278,7 @@ def _score_node(score: ScoreGenerator | ScoreBaselines, fold: Fold, means: Compu
 def init_model_wf(
     plan: ModelPlan,
     folds: Sequence[Fold],
-    means: ComputeSettings,
+    compute: ComputeSettings,
     *,
     fwhm: float,
     mem_gb: float,
@@ -293,7 +295,7 @@ def init_model_wf(
         Row and destinations.
     folds : sequence of Fold
         Folds in order.
-    means : ComputeSettings
+    compute : ComputeSettings
         Device, threads and files to use.
     fwhm : float
         Smoothing of the synthetic PET, in mm.
@@ -302,7 +304,7 @@ def init_model_wf(
     """
     last, everyone = len(folds), [*folds[0].training, *folds[0].validation]
     everyone = sorted(everyone, key=lambda visit: visit.participant)
-    train_all = _train(plan, last, "all", Fold(0, everyone, ()), means, fwhm=fwhm, mem_gb=mem_gb)
+    train_all = _train(plan, last, "all", Fold(0, everyone, ()), compute, fwhm=fwhm, mem_gb=mem_gb)
     publish = PublishGenerator(
         card=dict(plan.card),
         folder=str(plan.folder),
@@ -332,8 +334,8 @@ def init_model_wf(
         ]
     )
     for place, fold in enumerate(folds):
-        train = _train(plan, place, f"{fold.number}", fold, means, fwhm=fwhm, mem_gb=mem_gb)
-        score = _score(plan, place, fold, means, fwhm)
+        train = _train(plan, place, f"{fold.number}", fold, compute, fwhm=fwhm, mem_gb=mem_gb)
+        score = _score(plan, place, fold, compute, fwhm)
         _connect_fold(workflow, train, score, plan, place)
         into = f"in{place + 1}"
         workflow.connect(
@@ -367,7 +369,7 @@ def _connect_fold(
 def init_baselines_wf(
     folds: Sequence[Fold],
     outputs: Sequence[Path],
-    means: ComputeSettings,
+    compute: ComputeSettings,
     *,
     bases: Sequence[str],
     name: str = "baselines_wf",
@@ -380,7 +382,7 @@ def init_baselines_wf(
         Folds in order.
     outputs : sequence of Path
         Destination of the scores, for each fold.
-    means : ComputeSettings
+    compute : ComputeSettings
         Device, threads and files to use.
     bases : sequence of str
         Digest of the data that the scores are based on, for each fold.
@@ -394,10 +396,10 @@ def init_baselines_wf(
             validation=folders_of(fold.validation),
             digests=fold.digests,
             basis=basis,
-            **means.inputs(),
-            **means.scoring(),
+            **compute.inputs(),
+            **compute.scoring(),
         )
-        node = _score_node(score, fold, means)
+        node = _score_node(score, fold, compute)
         save = Node(SaveFile(out_file=str(output)), name=f"save_records_{fold.number}")
         workflow.connect([(node, save, [("records", "in_file")])])
     label_nodes(workflow, owner=BASELINES, label=BASELINES, part=BASELINES)
