@@ -80,7 +80,7 @@ def write_control(out: Path, subject: str, rng, *, session=None, pet=True) -> Vi
     if pet:
         data[paths.pets[0].in_template] = activity
     origin = Provenance(raw, out, "f", version("mri2pet"))
-    told = sidecars.preprocessing_sidecars(visit, paths, origin, SPACE, skull_stripped=False)
+    told = sidecars.preprocessing_sidecars(visit, paths, origin, SPACE)
     for path, volume in data.items():
         judged = {} if volume is brain else {"Registration": {"Verdict": "pass"}}
         write_json(sidecar_path(path), {**told[path], **judged})

@@ -197,7 +197,7 @@ MEASURED = {
 def write_visit(out: Path, raw: Path, visit: Visit, mark: str = "f") -> dict[Path, dict]:
     paths = visit_paths(out, visit, TEMPLATE, 1.0)
     origin = Provenance(raw, out, mark, "0.1.0")
-    made = sidecars.preprocessing_sidecars(visit, paths, origin, SPACE, skull_stripped=False)
+    made = sidecars.preprocessing_sidecars(visit, paths, origin, SPACE)
     made[paths.t1w_in_template] |= MEASURED
     made[paths.t1w_in_template]["Registration"] = {
         **MEASURED["Registration"],

@@ -53,7 +53,7 @@ def write_visit(
         Provenance(raw, out, "f", "0.1.0"),
         Space(TEMPLATE, resolution, "https://example.org"),
     )
-    made = sidecars.preprocessing_sidecars(visit, paths, origin, space, skull_stripped=False)
+    made = sidecars.preprocessing_sidecars(visit, paths, origin, space)
     if synthetic:
         made[paths.synthetic_pet] = sidecars.synthetic_pet(
             paths,

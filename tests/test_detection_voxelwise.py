@@ -214,7 +214,7 @@ def fitted(seed=0, *, voxels=7, samples=12, features=5, scale=1.0):
 
 
 def decide(models, controls, latents, part=slice(0, None)):
-    return models.part(part, controls[part], threads=1).decision_function(latents[part])
+    return models.part(part, controls[part]).decision_function(latents[part])
 
 
 def equal(one, other):

@@ -108,12 +108,12 @@ def _affine(image: sitk.Image) -> Affine:
     return affine
 
 
-def _grid_around(image: sitk.Image, zoom: float, margin: float) -> sitk.Image:
-    """Create a grid around the non-zero voxels, with voxel size and margin in mm."""
+def _grid_around(image: sitk.Image, zoom: float) -> sitk.Image:
+    """Create a grid around the non-zero voxels, with voxel size in mm and a margin."""
     inside = np.nonzero(_voxels(image))
     spacing = np.array(image.GetSpacing())
-    low = np.array([axis.min() for axis in inside]) - margin / spacing
-    high = np.array([axis.max() for axis in inside]) + margin / spacing
+    low = np.array([axis.min() for axis in inside]) - MARGIN / spacing
+    high = np.array([axis.max() for axis in inside]) + MARGIN / spacing
     size = np.ceil((high - low) * spacing / zoom).astype(int) + 1
     grid = sitk.Image(size.tolist(), sitk.sitkFloat32)
     grid.SetSpacing([zoom] * 3)
@@ -183,10 +183,10 @@ def _coarse(image: nifti.Image) -> nifti.Image:
     return nifti.Image(data, affine)
 
 
-def _around(brain: Mask, zooms: Sequence[float], margin: float) -> Mask:
-    """Dilate a brain mask by a margin in mm, at least by one voxel."""
+def _around(brain: Mask, zooms: Sequence[float]) -> Mask:
+    """Dilate a brain mask by ``BRAIN_MARGIN``, at least by one voxel."""
     away = ndimage.distance_transform_edt(~brain, sampling=zooms)
-    return away <= max(margin, *zooms)
+    return away <= max(BRAIN_MARGIN, *zooms)
 
 
 def _start(pose: Affine, centre: Sequence[float]) -> sitk.Euler3DTransform:
@@ -202,7 +202,7 @@ def _start(pose: Affine, centre: Sequence[float]) -> sitk.Euler3DTransform:
 def _search_in_template(brain: Path, template: Path) -> PoseSearch:
     """Prepare the search for the pose in which a brain is most similar to the template's."""
     fixed, moving = _coarse(nifti.load(template)), _coarse(nifti.load(brain))
-    mask = _around(fixed.data > 0, fixed.zooms, BRAIN_MARGIN)
+    mask = _around(fixed.data > 0, fixed.zooms)
     data = winsorize(moving.data, moving.data != 0)
     return PoseSearch(fixed.data, fixed.affine, mask, data, moving.affine, bounded=False)
 
@@ -333,9 +333,9 @@ def register_to_template(
         Correlation after the linear part alone, minus that in the best pose of the search.
     """
     target, source = _read(template), _winsorized(_read(brain))
-    grid = _grid_around(target, DEFORMABLE_GRID, MARGIN)
+    grid = _grid_around(target, DEFORMABLE_GRID)
     fixed = sitk.Resample(target, grid)
-    moving = sitk.Resample(source, _grid_around(source, DEFORMABLE_GRID, MARGIN))
+    moving = sitk.Resample(source, _grid_around(source, DEFORMABLE_GRID))
     search = _search_in_template(brain, template)
     pose = search.find()
     centre = _centre_of_mass(fixed)
@@ -349,7 +349,7 @@ def register_to_template(
             break
     ahead, affine, start = max(results, key=itemgetter(0))
     if quick:
-        grid = _grid_around(target, QUICK_GRID, MARGIN)
+        grid = _grid_around(target, QUICK_GRID)
     forward, backward = _deform(
         target, source, affine, grid, QUICK_ITERATIONS if quick else ITERATIONS
     )
@@ -491,7 +491,7 @@ def _search_in_t1w(pet: sitk.Image, uptake: nifti.Image, prefix: Path) -> PoseSe
     name = f"{prefix}winsorized.nii"
     _write(pet, name)
     moving = _coarse(nifti.load(Path(name)))
-    mask = _around(uptake.data > 0, uptake.zooms, BRAIN_MARGIN)
+    mask = _around(uptake.data > 0, uptake.zooms)
     return PoseSearch(uptake.data, uptake.affine, mask, moving.data, moving.affine, bounded=True)
 
 
@@ -575,7 +575,7 @@ def _read_pair(
     whole = _read(pet)
     moving = _like(whole, winsorize(_voxels(whole)))
     field = _like(moving, field_of_view(_voxels(moving)).astype(np.float32))
-    return fixed, _around(inside, _zooms(fixed), BRAIN_MARGIN), moving, field
+    return fixed, _around(inside, _zooms(fixed)), moving, field
 
 
 def judge_given_pet(

@@ -279,7 +279,7 @@ def uncertainty(synthetic: Sidecar, space: Space, sha256: str) -> Sidecar:
 
 
 def preprocessing_sidecars(
-    visit: Visit, paths: VisitPaths, origin: Provenance, space: Space, *, skull_stripped: bool
+    visit: Visit, paths: VisitPaths, origin: Provenance, space: Space
 ) -> dict[Path, Sidecar]:
     """Return the sidecars of all files that ``--stage preprocess`` writes, by file.
 
@@ -289,8 +289,6 @@ def preprocessing_sidecars(
         Visit and paths of its results.
     origin, space : Provenance, Space
         Provenance and grid of the run.
-    skull_stripped : bool
-        Whether the raw T1w is skull-stripped.
     """
     template, source, uri, fields = space.template, origin.source, origin.own, origin.entries
     t1w, mask, to_template = map(uri, (paths.t1w, paths.brain_mask, paths.t1w_to_template))
@@ -301,7 +299,7 @@ def preprocessing_sidecars(
     sidecars: dict[Path, Sidecar] = {
         paths.t1w: {
             **fields("T1w corrected for the bias field, on its own grid", [source(visit.t1w)]),
-            "SkullStripped": skull_stripped,
+            "SkullStripped": False,  # brain extraction says so if it is
         },
         paths.brain_mask: {
             **fields("Brain, on the grid of the T1w", [t1w]),

@@ -77,10 +77,8 @@ class VoxelModels:
     gamma: NDArray[np.float32]
     offset: NDArray[np.float64]
 
-    def part(
-        self, voxels: slice, latents: NDArray[np.float32], *, threads: int
-    ) -> VoxelwiseOneClassSVM:
-        """Create the estimator of some of the voxels.
+    def part(self, voxels: slice, latents: NDArray[np.float32]) -> VoxelwiseOneClassSVM:
+        """Create the estimator of some of the voxels, which uses one thread.
 
         Parameters
         ----------
@@ -88,8 +86,6 @@ class VoxelModels:
             Range of the voxels.
         latents : ndarray, (voxels, controls, features)
             Latents of the fold's controls at these voxels, as used for fitting.
-        threads : int
-            Number of threads that share the voxels.
         """
         counts = self.n_support[voxels].astype(np.int64)
         begin = int(self.n_support[: voxels.start].sum(dtype=np.int64))
@@ -101,7 +97,7 @@ class VoxelModels:
             counts,
             gamma=self.gamma[voxels],
             offset=self.offset[voxels],
-            threads=threads,
+            threads=1,
         )
 
 
@@ -494,7 +490,7 @@ def fit_slab(
     """
 
     def fit(
-        part: slice,  # noqa: ARG001
+        part: slice,  # noqa: ARG001 - see Fit
         latents: NDArray[np.float32],
         known: NDArray[np.bool_] | None,
     ) -> tuple[VoxelModels, VoxelwiseOneClassSVM]:
@@ -502,7 +498,7 @@ def fit_slab(
             fitted = VoxelwiseOneClassSVM(nu=nu, threads=1).fit(latents)
             return models_of(fitted), fitted
         models = _fit_by_pattern(latents, known, nu)
-        return models, models.part(slice(0, len(latents)), latents, threads=1)
+        return models, models.part(slice(0, len(latents)), latents)
 
     models, scores = [], [np.zeros((len(scored), 0), np.float32)]
     for k in fold.slices():
@@ -545,11 +541,11 @@ def score_slab(
         def reuse(
             part: slice,
             latents: NDArray[np.float32],
-            known: NDArray[np.bool_] | None,  # noqa: ARG001
+            known: NDArray[np.bool_] | None,  # noqa: ARG001 - see Fit
             first: int = start,
         ) -> tuple[VoxelModels, VoxelwiseOneClassSVM]:
             voxels = slice(first + part.start, first + part.stop)
-            return models, models.part(voxels, latents, threads=1)
+            return models, models.part(voxels, latents)
 
         scores.append(fold.score(reuse, scored, holes, k, rows=rows)[1])
         start += int(fold.brain[..., k].sum())

@@ -265,6 +265,21 @@ def sidecar_fields(judgement: Judgement) -> dict[str, object]:
     }
 
 
+def describe_registration(
+    method: Mapping[str, object], before: float, after: float, judgement: Judgement
+) -> dict[str, object]:
+    """Return ``Registration`` for a sidecar, with the similarity before and after it."""
+    return {
+        "Registration": {
+            **method,
+            "SimilarityMetric": "normalized mutual information",
+            "SimilarityBefore": round(before, 4),
+            "SimilarityAfter": round(after, 4),
+            **sidecar_fields(judgement),
+        }
+    }
+
+
 def verdict_of(sidecar: Mapping[str, object]) -> str | None:
     """Read the verdict on a registration from a sidecar; None if there is none.
 

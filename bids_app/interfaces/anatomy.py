@@ -19,7 +19,7 @@ from nipype.interfaces.base import (
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
 from bids_app.imaging.coverage import LARGEST_SHARE_OF_PET, enclosed, gaps_in
-from bids_app.imaging.verdict import sidecar_fields
+from bids_app.imaging.verdict import describe_registration
 
 HALF = 0.5  # share of a voxel that is brain
 
@@ -249,20 +249,8 @@ class RegisterPET(SimpleInterface):
             raise UnusableDataError(f"{self.inputs.t1w}: {error}; look at the T1w") from error
         self._results["pet_to_t1w"] = str(pet_to_t1w)
         method = {"Method": "SimpleITK: rigid; mutual information", "Start": start}
-        self._results["sidecar"] = _quality(method, before, after, judgement)
+        self._results["sidecar"] = describe_registration(method, before, after, judgement)
         return runtime
-
-
-def _quality(method, before, after, judgement):
-    """Return the fields on the registration of a PET for its sidecar."""
-    quality = {
-        **method,
-        "SimilarityMetric": "normalized mutual information",
-        "SimilarityBefore": round(before, 4),
-        "SimilarityAfter": round(after, 4),
-        **sidecar_fields(judgement),
-    }
-    return {"Registration": quality}
 
 
 class _TakePETInputSpec(_RegisterPETInputSpec):
@@ -298,7 +286,7 @@ class TakePET(SimpleInterface):
         self._results["pet_to_t1w"] = str(cwd / "pet_to_t1w.txt")
         app = self.inputs.taken_from
         method = {"Method": f"taken from {app}", "TakenFrom": app}
-        self._results["sidecar"] = _quality(method, before, after, judgement)
+        self._results["sidecar"] = describe_registration(method, before, after, judgement)
         return runtime
 
 

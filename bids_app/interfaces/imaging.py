@@ -30,7 +30,7 @@ from bids_app.imaging.intensity import (
 )
 from bids_app.imaging.regions import RegionalUptake, measure_uptake_by_region
 from bids_app.imaging.similarity import measure, normalized_mutual_information, pseudo_normal
-from bids_app.imaging.verdict import FAIL, judge_t1w, measure_brain, sidecar_fields, worse_of
+from bids_app.imaging.verdict import FAIL, describe_registration, judge_t1w, measure_brain, worse_of
 from bids_app.imaging.volume import Grid
 
 VOUCHED = "axis code to assume if the header defines none; empty: none is assumed"
@@ -48,11 +48,6 @@ class _ReadT1wOutputSpec(TraitedSpec):
     t1w = File(exists=True, desc="the same volume: three axes, float32, sform as qform")
     valid = File(exists=True, desc=VALID)
     sidecar = traits.Dict(desc="notes on how it was read, if any")
-
-
-def _notes(notes):
-    """Return the notes on how an image was read, for its sidecar."""
-    return {"ReadingNotes": list(notes)} if notes else {}
 
 
 def _without_gaps(image, name):
@@ -79,6 +74,15 @@ def _without_spikes(image, name):
     return nifti.Image(data, image.affine, notes)
 
 
+def _save_scan(image, name, path, valid_path):
+    """Save a scan without gaps and spikes, and where it has data; return its reading notes."""
+    image, valid = _without_gaps(image, name)
+    image = _without_spikes(image, name)
+    nifti.save(image, path)
+    nifti.save(nifti.Image(valid, image.affine), valid_path)
+    return {"ReadingNotes": list(image.notes)} if image.notes else {}
+
+
 class ReadT1w(SimpleInterface):
     """Read and check a T1w, and save it in a form that ITK can read."""
 
@@ -92,14 +96,9 @@ class ReadT1w(SimpleInterface):
                 f"{self.inputs.t1w}: {image.data.shape[3]} volumes, where a T1w has one; "
                 "average or choose one of them"
             )
-        name, cwd = Path(self.inputs.t1w).name, Path(runtime.cwd)
-        image, valid = _without_gaps(image, name)
-        image = _without_spikes(image, name)
-        nifti.save(image, cwd / "t1w.nii")
-        nifti.save(nifti.Image(valid, image.affine), cwd / "valid.nii.gz")
-        self._results.update(
-            t1w=str(cwd / "t1w.nii"), valid=str(cwd / "valid.nii.gz"), sidecar=_notes(image.notes)
-        )
+        path, valid = Path(runtime.cwd) / "t1w.nii", Path(runtime.cwd) / "valid.nii.gz"
+        notes = _save_scan(image, Path(self.inputs.t1w).name, path, valid)
+        self._results.update(t1w=str(path), valid=str(valid), sidecar=notes)
         return runtime
 
 
@@ -128,17 +127,10 @@ class ReadPET(SimpleInterface):
         image = nifti.load_scan(self.inputs.pet, orientation=self.inputs.orientation, gaps=True)
         data, used, durations = self._one_volume(image.data)
         average = nifti.Image(data, image.affine, image.notes)
-        name, cwd = Path(self.inputs.pet).name, Path(runtime.cwd)
-        average, valid = _without_gaps(average, name)
-        average = _without_spikes(average, name)
-        nifti.save(average, cwd / "pet.nii.gz")
-        nifti.save(nifti.Image(valid, image.affine), cwd / "valid.nii.gz")
+        path, valid = Path(runtime.cwd) / "pet.nii.gz", Path(runtime.cwd) / "valid.nii.gz"
+        notes = _save_scan(average, Path(self.inputs.pet).name, path, valid)
         frames = {"FramesUsed": used, "FrameDurationsUsed": durations}
-        self._results.update(
-            pet=str(cwd / "pet.nii.gz"),
-            valid=str(cwd / "valid.nii.gz"),
-            sidecar=frames | _notes(average.notes),
-        )
+        self._results.update(pet=str(path), valid=str(valid), sidecar=frames | notes)
         return runtime
 
     def _one_volume(self, data):
@@ -364,19 +356,15 @@ class JudgeRegistration(SimpleInterface):
             ),
             behind=self.inputs.behind if isdefined(self.inputs.behind) else None,
         )
-        start = {"Start": self.inputs.start} if isdefined(self.inputs.start) else {}
-        app = self.inputs.taken_from
-        method = {"Method": f"taken from {app}", "TakenFrom": app} if isdefined(app) else {}
-        quality = {
-            "Method": METHOD,
-            **method,
-            **start,
-            "SimilarityMetric": "normalized mutual information",
-            "SimilarityBefore": round(normalized_mutual_information(fixed, before, brain), 4),
-            "SimilarityAfter": round(normalized_mutual_information(fixed, after, brain), 4),
-            **sidecar_fields(judgement),
-        }
-        self._results["sidecar"] = {"Registration": quality}
+        app, method = self.inputs.taken_from, {"Method": METHOD}
+        if isdefined(app):
+            method = {"Method": f"taken from {app}", "TakenFrom": app}
+        if isdefined(self.inputs.start):
+            method["Start"] = self.inputs.start
+        similarities = (
+            normalized_mutual_information(fixed, image, brain) for image in (before, after)
+        )
+        self._results["sidecar"] = describe_registration(method, *similarities, judgement)
         return runtime
 
 
@@ -491,11 +479,14 @@ def _rounded(row):
     }
 
 
-class _SubtractPETInputSpec(BaseInterfaceInputSpec):
+class _PairInputSpec(BaseInterfaceInputSpec):
     synthetic = File(exists=True, mandatory=True, desc="synthetic PET")
     real = File(exists=True, mandatory=True, desc="real PET on the same grid")
     mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
     coverage = File(exists=True, desc="voxels that the real PET covers; default: all")
+
+
+class _SubtractPETInputSpec(_PairInputSpec):
     trusted = File(desc="exists only if the registration of the real PET did not fail")
 
 
@@ -526,21 +517,17 @@ class SubtractPET(SimpleInterface):
         return runtime
 
 
-class _ComparePETInputSpec(BaseInterfaceInputSpec):
-    synthetic = File(exists=True, mandatory=True, desc="synthetic PET in [0, 1]")
-    real = File(exists=True, mandatory=True, desc="real PET in [0, 1] on the same grid")
-    mask = File(exists=True, mandatory=True, desc="the brain on the same grid")
-    coverage = File(exists=True, desc="voxels that the real PET covers; default: all")
-
-
 class _ComparePETOutputSpec(TraitedSpec):
     sidecar = traits.Dict(desc="SSIM and PSNR over the whole volume and in the brain")
 
 
 class ComparePET(SimpleInterface):
-    """Measure the similarity of a synthetic and a real PET, where the real one covers the brain."""
+    """Measure the similarity of a synthetic and a real PET, where the real one covers the brain.
 
-    input_spec = _ComparePETInputSpec
+    Intensities of both are in [0, 1].
+    """
+
+    input_spec = _PairInputSpec
     output_spec = _ComparePETOutputSpec
 
     def _run_interface(self, runtime):

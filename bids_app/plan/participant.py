@@ -613,9 +613,7 @@ def doubts_of(plan: VisitPlan) -> list[str]:
 
 def _preprocessing_outputs(plan: VisitPlan, run: ParticipantPlan) -> dict[Path, Output]:
     origin = Provenance(run.bids_dir, run.output_dir, plan.preprocessed, run.version)
-    sidecars = preprocessing_sidecars(
-        plan.visit, plan.paths, origin, run.space, skull_stripped=False
-    )
+    sidecars = preprocessing_sidecars(plan.visit, plan.paths, origin, run.space)
     return {path: (path, sidecar) for path, sidecar in sidecars.items()}
 
 

@@ -12,6 +12,7 @@ from bids_app.detection.clusters import Cluster
 from bids_app.detection.detectors import needing_synthetic
 from bids_app.detection.distribution import compare_kinds
 from bids_app.detection.evaluation import FALSE_RATES, CurvePoint, FreePoint, McNemarTest, point_at
+from bids_app.errors import count_noun
 from bids_app.report.anomalies import (
     UNITS,
     Detected,
@@ -150,21 +151,21 @@ def describe_training(name: str, card: DetectorCard) -> str:
     if not total:
         return f"{name}: its card names no controls."
     if not n_synthetic:
-        return f"{name}: {_count(total, 'control')}, all with real PET."
+        return f"{name}: {count_noun(total, 'control')}, all with real PET."
     parts = [f"{total - n_synthetic} with real PET"] if n_synthetic < total else []
     parts.append(f"{n_synthetic} with SYNTHETIC PET (generator: {', '.join(_generators(card))})")
-    return f"{name}: {_count(total, 'control')}, {enumerate_words(parts)}."
+    return f"{name}: {count_noun(total, 'control')}, {enumerate_words(parts)}."
 
 
 def describe_scoring(detected: Detected) -> list[str]:
     """Describe which patients were scored by which detectors, and the controls for comparison."""
     kinds = dict.fromkeys(name_of(detector) for _, detector in detected.detectors)
     suffix = f" by {enumerate_words(list(kinds))}" if kinds else ""
-    sentences = [f"{_count(len(detected.participants), 'patient')}, scored{suffix}."]
+    sentences = [f"{count_noun(len(detected.participants), 'patient')}, scored{suffix}."]
     controls = {name for scores in detected.control_scores.values() for name in scores}
     if controls:
         sentences.append(
-            f"{_count(len(controls), 'control')}, for comparison: each scored on real PET, by "
+            f"{count_noun(len(controls), 'control')}, for comparison: each scored on real PET, by "
             "detectors that had not been trained on that control."
         )
     return sentences
@@ -192,10 +193,6 @@ def describe_interval(point: CurvePoint) -> str:
     has_interval = not isnan(point.low) and not isnan(point.high)
     interval = f"; {100 * point.low:.0f} to {100 * point.high:.0f} %" if has_interval else ""
     return f"{point.found} of {point.n} ({100 * point.sensitivity:.0f} %{interval})"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _summary(detected: Detected, calibration: Calibration) -> tuple[str, ...]:
@@ -368,7 +365,7 @@ def _calibration(detected: Detected) -> list[str]:
         elif min(counts) < FEW:
             n_controls = min(counts)
             sentences.append(
-                f"Training set {name}: only {_count(n_controls, 'control')} "
+                f"Training set {name}: only {count_noun(n_controls, 'control')} "
                 f"{'was' if n_controls == 1 else 'were'} held out, so expected counts come in "
                 f"steps of {1 / n_controls:.3g}."
             )

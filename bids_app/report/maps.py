@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_app.derivatives.detections import Anomaly, backdrop_of, lesions_of
-from bids_app.errors import Mri2petError
+from bids_app.errors import Mri2petError, count_noun
 from bids_app.imaging.volume import Mask, Volume
 from bids_app.nifti import Image
 from bids_app.report.anomalies import lesions_known, name_of
@@ -270,8 +270,7 @@ def _hits(labels: Volume, lesions: Mask | None) -> set[int]:
 
 
 def _words(anomaly: Anomaly) -> tuple[str, str, str]:
-    count = len(anomaly.clusters)
-    clusters = f"{count} cluster{'s' * (count != 1)}"
+    clusters = count_noun(len(anomaly.clusters), "cluster")
     return anomaly.training_set, name_of(anomaly.detector), clusters
 
 

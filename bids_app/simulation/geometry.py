@@ -23,6 +23,7 @@ from bids_app.simulation.anatomy import (
 
 ORIENTATIONS = ("RAS", "LAS", "LIA", "PSR", "LPS", "ASR")
 DIRECTIONS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
+ROTATION, SHIFT = 6.0, 9.0  # degrees and mm per axis at most: about 10° and 15 mm in all
 LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -76,10 +77,8 @@ def draw_rotation(degrees: float, rng: np.random.Generator) -> NDArray[np.float6
     return Rotation.from_euler("xyz", rng.uniform(-degrees, degrees, 3), degrees=True).as_matrix()
 
 
-def draw_rigid(
-    centre: NDArray[np.float64], rng: np.random.Generator, *, degrees: float, shift: float
-) -> Affine:
-    """Draw a rigid transform: a rotation about a point, then a shift.
+def draw_motion(centre: NDArray[np.float64], rng: np.random.Generator) -> Affine:
+    """Draw a head's rigid transform from T1w to PET: a rotation about a point, then a shift.
 
     Parameters
     ----------
@@ -87,17 +86,15 @@ def draw_rigid(
         Centre of the rotation, in mm.
     rng : numpy.random.Generator
         Source of randomness.
-    degrees, shift : float
-        Largest rotation about, and shift along, each axis; the shift is in mm.
 
     Returns
     -------
     ndarray, (4, 4)
-        Transform of points in mm, RAS+.
+        Transform of world coordinates in mm, RAS+.
     """
     rigid = np.eye(4)
-    rigid[:3, :3] = draw_rotation(degrees, rng)
-    rigid[:3, 3] = centre - rigid[:3, :3] @ centre + rng.uniform(-shift, shift, 3)
+    rigid[:3, :3] = draw_rotation(ROTATION, rng)
+    rigid[:3, 3] = centre - rigid[:3, :3] @ centre + rng.uniform(-SHIFT, SHIFT, 3)
     return rigid
 
 
@@ -208,15 +205,13 @@ def to_indices(points: Volume, affine: Affine) -> Volume:
     return points @ inverse[:3, :3].T + inverse[:3, 3]
 
 
-def exponentiate(velocity: Volume, step: float) -> Volume:
+def exponentiate(velocity: Volume) -> Volume:
     """Integrate a stationary velocity field by scaling and squaring (Arsigny et al., 2006).
 
     Parameters
     ----------
     velocity : ndarray, (I, J, K, 3)
-        Velocity in mm per unit time.
-    step : float
-        Voxel size in mm.
+        Velocity in mm per unit time, on a grid of ``STEP``.
 
     Returns
     -------
@@ -225,10 +220,10 @@ def exponentiate(velocity: Volume, step: float) -> Volume:
     """
     i, j, k, _ = velocity.shape
     lattice = coordinates(Grid((i, j, k), np.eye(4)))
-    field = velocity / (step * 2**SQUARINGS)
+    field = velocity / (STEP * 2**SQUARINGS)
     for _ in range(SQUARINGS):
         field = field + sample(field, lattice + field)
-    return field * step
+    return field * STEP
 
 
 def corners(grid: Grid) -> NDArray[np.float64]:
@@ -270,7 +265,7 @@ def draw_displacement(
     for sigma, size in SCALES:
         for component in range(3):
             velocity[..., component] += size * random_field(coarse.shape, sigma / STEP, rng)
-    field = exponentiate(strength * velocity, STEP)
+    field = exponentiate(strength * velocity)
     growth = np.clip(rng.normal(0, SIZE_CHANGE, 3), -2 * SIZE_CHANGE, 2 * SIZE_CHANGE) * strength
     new = coordinates(coarse) - corners(coarse).mean(axis=0).astype(np.float32)
     field = field - growth.astype(np.float32) * (new + field)
@@ -303,7 +298,7 @@ def widen_ventricles(anatomy: Anatomy, displacement: Displacement, atrophy: floa
     steepest = np.linalg.norm(inwards, axis=-1).max()
     if atrophy == 0 or steepest == 0:
         return displacement
-    moved = exponentiate(np.float32(atrophy * WIDENING / steepest) * inwards, STEP)
+    moved = exponentiate(np.float32(atrophy * WIDENING / steepest) * inwards)
     i, j, k, _ = displacement.field.shape
     points = coordinates(Grid((i, j, k), displacement.affine)) + displacement.field
     return replace(

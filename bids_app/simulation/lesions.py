@@ -7,20 +7,13 @@ from numpy.typing import NDArray
 
 from bids_app.imaging.volume import Affine, Grid, Mask, Volume, zooms_of
 from bids_app.simulation.anatomy import CORTEX, HIPPOCAMPUS, Anatomy, Labels
-from bids_app.simulation.geometry import (
-    ORIENTATIONS,
-    corners,
-    draw_rigid,
-    draw_rotation,
-    grid_over_box,
-)
+from bids_app.simulation.geometry import ORIENTATIONS, corners, draw_rotation, grid_over_box
 
 TILT = 4.0  # degrees; largest tilt of a T1w grid about each axis; our choice
 MARGIN = 8.0  # mm kept around a head
 PET_ZOOMS = (2.0, 2.5, 3.0)  # mm; voxel sizes among scanners; our choice
 PET_SIZE = (224.0, 256.0, 184.0)  # mm along right, front and, at least, up; our choice
 PET_LONGEST = 240.0  # mm; largest extent along up among scanners; our choice
-ROTATION, SHIFT = 6.0, 9.0  # degrees and mm per axis at most: about 10° and 15 mm in all
 
 
 def head_box(anatomy: Anatomy) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -54,11 +47,6 @@ def draw_pet_grid(centre: NDArray[np.float64], rng: np.random.Generator, *, vary
     return grid_over_box(
         centre - half, centre + half, zoom, orientation=orientation if vary else "RAS"
     )
-
-
-def draw_motion(centre: NDArray[np.float64], rng: np.random.Generator) -> Affine:
-    """Draw a head's rigid transform from T1w to PET, of world coordinates in mm, RAS+."""
-    return draw_rigid(centre, rng, degrees=ROTATION, shift=SHIFT)
 
 
 # Issue 2, item 5: 1 to 8 cm³, -10 to -40 %. Volumes are drawn from a slightly smaller range,

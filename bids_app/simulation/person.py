@@ -11,6 +11,7 @@ from bids_app.simulation.anatomy import Anatomy, is_brain, is_in_skull
 from bids_app.simulation.geometry import (
     Displacement,
     draw_displacement,
+    draw_motion,
     grid_over_box,
     thin_cortex,
     warp_head,
@@ -19,7 +20,6 @@ from bids_app.simulation.geometry import (
 from bids_app.simulation.lesions import (
     Lesion,
     draw_lesions,
-    draw_motion,
     draw_pet_grid,
     draw_t1w_grid,
     factor_of,
