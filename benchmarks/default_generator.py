@@ -240,7 +240,7 @@ def evaluate(guesses: dict[str, list[Volume]], held_out: list[Painting]) -> dict
         for guess, real in zip(volumes, held_out, strict=True):
             inside = real.brain & (guess > 0.1)
             factor = float(np.median(real.pet[inside] / guess[inside]))
-            guess = np.where(real.brain, guess, 0).astype(np.float32)  # noqa: PLW2901
+            guess = np.where(real.brain, guess, 0).astype(np.float32)  # noqa: PLW2901 - the guess, masked
             found = measure(guess, real.pet, real.brain)
             scaled = measure(np.clip(guess * factor, 0, 1), real.pet, real.brain)
             rows.append((found.ssim_brain, found.psnr_brain, scaled.ssim_brain, scaled.psnr_brain))
@@ -350,7 +350,7 @@ def main() -> None:
     make(parser.parse_args())
 
 
-def make(given: argparse.Namespace) -> None:  # noqa: PLR0915
+def make(given: argparse.Namespace) -> None:  # noqa: PLR0915 - one step after another
     """Run all steps for the arguments of the command line."""
     given.work.mkdir(parents=True, exist_ok=True)
     paths = {path.name[-9:-7]: path for path in sorted(given.labelmaps.glob("*.nii.gz"))}

@@ -226,9 +226,9 @@ class PrintCompletion(argparse.Action):
 
         for action in parser._actions:
             if action.dest.endswith("_dir"):
-                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]  # shtab's own
             elif action.type is absolute_path:
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's own
         sys.stdout.write(shtab.complete(parser, str(values[1])))
         parser.exit()
 

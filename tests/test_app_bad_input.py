@@ -314,9 +314,7 @@ def test_files_that_are_none_take_nobody_else_down(raw, rng, run):
         ((2,), {"FrameDuration": [1e308, 1e308]}, "longer than any scan"),
     ],
 )
-def test_frames_need_durations_and_nothing_else(  # noqa: PLR0917
-    raw, rng, run, shape, sidecar, problem
-):
+def test_frames_need_durations_and_nothing_else(raw, rng, run, shape, sidecar, problem):
     add_t1w(raw, "01", rng)
     pet = brain(rng, inverted=True)
     data = np.broadcast_to(pet.reshape(*pet.shape, *[1] * len(shape)), (*pet.shape, *shape))
@@ -339,9 +337,7 @@ def test_frames_need_durations_and_nothing_else(  # noqa: PLR0917
         ({"InjectionStart": 0, "FrameTimesStart": [0, 60]}, (), None),
     ],
 )
-def test_frames_of_the_first_minutes_are_told_of(  # noqa: PLR0917
-    raw, rng, run, sidecar, options, minutes
-):
+def test_frames_of_the_first_minutes_are_told_of(raw, rng, run, sidecar, options, minutes):
     """They show another distribution, and controls with static PET have none."""
     add_t1w(raw, "01", rng)
     data = np.stack([brain(rng, inverted=True)] * 3, axis=-1)

@@ -246,7 +246,7 @@ def test_a_dry_run_warns_of_a_disk_that_is_too_small(study, capsys, monkeypatch,
         ("group", "out/sub-c3/pet/*res-4*desc-preproc_pet.nii.gz", "1 patient would be mapped"),
     ],
 )
-def test_a_dry_run_ends_as_a_run_where_some_cannot_be_used(  # noqa: PLR0917
+def test_a_dry_run_ends_as_a_run_where_some_cannot_be_used(
     study, tmp_path, capsys, level, spoilt, counted
 ):
     there = shutil.copytree(study, tmp_path / "study")

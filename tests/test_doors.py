@@ -106,7 +106,7 @@ def test_any_order_of_voxels_reads_to_the_same_world(tmp_path, head, code, cls):
     axes=st.integers(0, 3),
     scaling=st.sampled_from([(0, 0), (float("nan"), 5), (1, 0), (0.5, -7), (-2, 3)]),
 )
-def test_any_way_to_store_reads_to_the_same_world(  # noqa: PLR0917
+def test_any_way_to_store_reads_to_the_same_world(
     tmp_path, head, kind, order, cls, name, forms, extension, axes, scaling
 ):
     data, affine = head
@@ -495,9 +495,7 @@ def test_any_field_of_a_header_gives_an_image_or_a_sentence(stored, head, change
     kept=st.one_of(st.just(None), st.integers(0, 6000)),
     packed=st.booleans(),
 )
-def test_any_bytes_give_an_image_or_a_sentence(  # noqa: PLR0917
-    stored, head, places, cls, kept, packed
-):
+def test_any_bytes_give_an_image_or_a_sentence(stored, head, places, cls, kept, packed):
     content = bytearray(coded(*head, cls).to_bytes())
     if packed:
         content = bytearray(gzip.compress(bytes(content), 1))

@@ -40,7 +40,7 @@ def test_what_is_public_is_there_and_loads_late():
     )
     assert mri2pet.VoxelwiseOneClassSVM is VoxelwiseOneClassSVM
     with pytest.raises(AttributeError, match="has no attribute 'predict_mri'"):
-        mri2pet.predict_mri  # noqa: B018
+        mri2pet.predict_mri  # noqa: B018 - raises
     told = subprocess.run(
         [sys.executable, "-c", "import sys, mri2pet; print({'torch', 'numpy'} & set(sys.modules))"],
         capture_output=True,
@@ -181,7 +181,7 @@ def halve(in_file):
     import nibabel as nib
 
     image = nib.load(in_file)
-    out = os.path.join(os.getcwd(), "half.nii.gz")  # noqa: PTH109, PTH118
+    out = os.path.join(os.getcwd(), "half.nii.gz")  # noqa: PTH109, PTH118 - a str is tested
     nib.Nifti1Image(image.get_fdata() / 2, image.affine).to_filename(out)
     return out
 

@@ -140,10 +140,8 @@ def describe_largest(rows: Sequence[Mapping[str, object]]) -> str:
     >>> describe_largest([row, {**row, "owner": "02", "cpu_seconds": 4.0}])
     'most memory 0.50 GiB (01: a.b), most CPU time 31 s (01: a.b)'
     """
-    memory, cpu = (
-        max(rows, key=lambda row, name=name: float(str(row[name])))  # type: ignore[misc]
-        for name in ("peak_rss_gb", "cpu_seconds")
-    )
+    memory = max(rows, key=lambda row: float(str(row["peak_rss_gb"])))
+    cpu = max(rows, key=lambda row: float(str(row["cpu_seconds"])))
 
     def name(row: Mapping[str, object]) -> str:
         return ": ".join(f"{part}" for part in (row["owner"], row["step"] or row["node"]) if part)

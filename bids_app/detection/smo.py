@@ -92,11 +92,11 @@ def _choose_by(comparison: str) -> Callable[[np.float32, np.float32], np.float32
     The min and max of numba handle NaN, which keeps LLVM from vectorising them.
     """
 
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001 - numba calls it
         first = builder.fcmp_ordered(comparison, *values, flags=("nnan", "nsz"))
         return builder.select(first, *values, flags=("nnan", "nsz"))
 
-    def choose(context: Any, kind: Any, other: Any) -> Any:  # noqa: ARG001
+    def choose(context: Any, kind: Any, other: Any) -> Any:  # noqa: ARG001 - numba calls it
         return kind(kind, kind), generate
 
     return cast("Callable[[np.float32, np.float32], np.float32]", intrinsic(choose))

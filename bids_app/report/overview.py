@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -130,7 +130,7 @@ def write_overview(output_dir: Path) -> Path:
     numbers = {
         name: heading
         for name, (heading, _) in NUMBERS.items()
-        if any(line["cells"][name] != "n/a" for line in lines)  # type: ignore[index]  # a dict
+        if any(line["cells"][name] != "n/a" for line in lines)
     }
     values = {"lines": lines, "numbers": numbers, "dataset": output_dir.name}
     path = output_dir / NAME
@@ -143,7 +143,7 @@ def _rows(record: Json) -> list[Json]:
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
-def _line(label: str, row: Json, record: Json, *, first: bool) -> dict[str, object]:
+def _line(label: str, row: Json, record: Json, *, first: bool) -> Json:
     numbers = {name: as_number(row.get(name)) for name in NUMBERS}
     visit = str(row.get("visit", label))
     participant, _, session = visit.partition(", ")
@@ -164,7 +164,7 @@ def _line(label: str, row: Json, record: Json, *, first: bool) -> dict[str, obje
     }
 
 
-def mark_outliers(lines: Sequence[Mapping[str, object]]) -> None:
+def mark_outliers(lines: Sequence[Json]) -> None:
     """Add to ``odd`` of each line the numbers that are outliers.
 
     Outliers are more than 3 robust standard deviations from the median (our choice), of at least
@@ -180,7 +180,7 @@ def mark_outliers(lines: Sequence[Mapping[str, object]]) -> None:
     [set(), {'dice'}, set()]
     """
     for name in NUMBERS:
-        pairs = [(line, line["numbers"][name]) for line in lines]  # type: ignore[index]  # a dict, see _line
+        pairs = [(line, line["numbers"][name]) for line in lines]
         values = np.array([value for _, value in pairs if value is not None], float)
         if len(values) < FEWEST:
             continue
@@ -188,4 +188,4 @@ def mark_outliers(lines: Sequence[Mapping[str, object]]) -> None:
         spread = NORMAL * float(np.median(np.abs(values - middle)))
         for line, value in pairs:
             if value is not None and spread and abs(value - middle) > FAR * spread:
-                line["odd"].add(name)  # type: ignore[attr-defined]  # a set, see _line
+                line["odd"].add(name)
