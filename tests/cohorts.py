@@ -1,5 +1,6 @@
 """Simulated outputs of the participant level, created without registration."""
 
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -95,8 +96,7 @@ def write_controls(out: Path, subjects, rng) -> dict[str, VisitPaths]:
     write_json(raw / "dataset_description.json", {"Name": "ellipsoids", "BIDSVersion": "1.10.0"})
     out.mkdir()
     start_dataset(out, bids_dir=raw, version="0", template=TEMPLATE, reference=SPACE.reference)
-    rows = [{"participant_id": f"sub-{subject}", "group": "control"} for subject in subjects]
-    write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
+    tell(out, dict.fromkeys(subjects, "control"))
     return {subject: write_control(out, subject, rng) for subject in subjects}
 
 
@@ -223,3 +223,27 @@ def running_with(mark):
         except OSError:  # it has just ended, or belongs to another user
             continue
     return found
+
+
+def copy_of(out, folder, *patterns):
+    """Copy a dataset except for files that match; the raw dataset stays where it was."""
+    (folder / "raw").symlink_to(out.parent / "raw")
+    return shutil.copytree(out, folder / "out", ignore=shutil.ignore_patterns(*patterns))
+
+
+def files(out):
+    """Return all files of a dataset with their times of change."""
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+
+def tell(out, groups, **columns):
+    """Write participants.tsv: the group of each label, and further columns by label."""
+    rows = [
+        {
+            "participant_id": f"sub-{label}",
+            "group": group,
+            **{k: columns[k][label] for k in columns},
+        }
+        for label, group in groups.items()
+    ]
+    write_tsv(out / "participants.tsv", ["participant_id", "group", *columns], rows)

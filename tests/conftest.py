@@ -1,5 +1,6 @@
 import os
-from multiprocessing import forkserver
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver, get_context
 
 import lookups
 import numpy as np
@@ -79,6 +80,25 @@ def pairs():
     from trainings import two_people  # not at the top, because it imports torch
 
     return two_people()
+
+
+@pytest.fixture(scope="module")
+def itk_process():
+    """Executor with a fresh process, so that ITK never computes in a process with torch."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.fixture
+def run_itk(itk_process, tmp_path):
+    """Run an interface of registration by its name; return its outputs."""
+    from nodes import run_interface  # not at the top, because it imports nipype
+
+    def run(name, **inputs):
+        module = "bids_app.interfaces.anatomy"
+        return itk_process.submit(run_interface, module, name, inputs, tmp_path).result()
+
+    return run
 
 
 @pytest.fixture

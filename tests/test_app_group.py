@@ -24,8 +24,11 @@ from cohorts import (
     LESION,
     SHIFT,
     TEMPLATE,
+    copy_of,
+    files,
     lesion_mask,
     running_with,
+    tell,
     uptake,
     write_controls,
     write_native,
@@ -107,11 +110,7 @@ def without_pages():
 
 def tell_groups(out, **others):
     groups = {**dict.fromkeys((*REAL, *T1W_ONLY), "control"), **dict.fromkeys(PATIENTS, "patient")}
-    rows = [
-        {"participant_id": f"sub-{one}", "group": group}
-        for one, group in {**groups, **others}.items()
-    ]
-    write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
+    tell(out, {**groups, **others})
 
 
 def write_masks(folder):
@@ -164,12 +163,6 @@ def out(tmp_path_factory):
         assert main(command) == 0
     (folder / "said").write_text(said.getvalue())
     return out
-
-
-def copy_of(out, folder, *patterns):
-    """Copy a dataset except for files that match; the raw dataset stays where it was."""
-    (folder / "raw").symlink_to(out.parent / "raw")
-    return shutil.copytree(out, folder / "out", ignore=shutil.ignore_patterns(*patterns))
 
 
 def root_of(out, training_set):
@@ -681,8 +674,7 @@ def test_a_detector_knows_its_controls_when_their_dataset_was_renamed(out, tmp_p
 def without_controls(out, folder):
     """Copy the dataset as seen by a hospital that has no access to the controls."""
     there = copy_of(out, folder, *MADE, "sub-c*", "sub-d*")
-    rows = [{"participant_id": f"sub-{label}", "group": "patient"} for label in PATIENTS]
-    write_tsv(there / "participants.tsv", ["participant_id", "group"], rows)
+    tell(there, dict.fromkeys(PATIENTS, "patient"))
     return there
 
 
@@ -1041,10 +1033,6 @@ def test_a_run_can_stop_at_the_first_who_cannot_be_used(out, tmp_path, capsys):
 
 
 # Runs in which nothing needs to be computed
-
-
-def files(out):
-    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
 
 
 def test_a_dry_run_tells_and_writes_nothing(out, capsys):

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
-from cohorts import write_control, write_controls, write_native, write_screened
+from cohorts import tell, write_control, write_controls, write_native, write_screened
 from phantoms import add_pet, add_t1w, write_dataset
 
 from bids_app.app import participant as participant_level
 from bids_app.cli import main
 from bids_app.derivatives.description import ignore_also
-from bids_app.files import place_in, read_json, write_json, write_text, write_tsv
+from bids_app.files import place_in, read_json, write_json, write_text
 from bids_app.settings import USED_BY, Settings
 
 pytestmark = pytest.mark.slow
@@ -39,8 +39,7 @@ def study(tmp_path_factory):
         write_native(paths, flipped=False)
     write_control(out, "t1", rng, pet=False)
     groups = {**dict.fromkeys(("c1", "c2", "c3", "c4", "t1"), "control"), "p1": "patient"}
-    rows = [{"participant_id": f"sub-{one}", "group": group} for one, group in groups.items()]
-    write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
+    tell(out, groups)
     write_text(folder / "file", "text")
     write_json(folder / "astral.json", {"plugin": "Astral"})
     write_json(folder / "slurm.json", {"plugin": "SLURM"})

@@ -12,7 +12,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from cohorts import GRID, TEMPLATE, images, running_with, write_control, write_controls
+from cohorts import (
+    GRID,
+    TEMPLATE,
+    copy_of,
+    files,
+    images,
+    running_with,
+    tell,
+    write_control,
+    write_controls,
+)
 
 from bids_app import nifti
 from bids_app.app import train as training
@@ -21,7 +31,7 @@ from bids_app.console import Console
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.find import find_preprocessed
 from bids_app.errors import UnusableDataError
-from bids_app.files import read_json, read_tsv, write_json, write_tsv
+from bids_app.files import read_json, read_tsv, write_json
 from bids_app.generators import choose_generator
 from bids_app.synthesis.evaluation import METRICS
 from bids_app.synthesis.inference import load_generator
@@ -77,8 +87,7 @@ def runs(tmp_path_factory):
     for label, pet in (("05", False), ("p1", True)):
         write_control(out, label, rng, pet=pet)
     groups = {**dict.fromkeys((*CONTROLS, "05"), "control"), "p1": "patient"}
-    rows = [{"participant_id": f"sub-{one}", "group": group} for one, group in groups.items()]
-    write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
+    tell(out, groups)
     seen = []
     for models in ((SEMI3D,), (SEMI3D, PATCH3D, "tissue")):
         assert main(arguments(out, *ALONE, models=models)) == 0
@@ -90,12 +99,6 @@ def runs(tmp_path_factory):
 @pytest.fixture
 def out(runs):
     return runs[0]
-
-
-def copy_of(out, folder, *patterns):
-    """Copy a dataset except for files that match; the raw dataset stays where it was."""
-    (folder / "raw").symlink_to(out.parent / "raw")
-    return shutil.copytree(out, folder / "out", ignore=shutil.ignore_patterns(*patterns))
 
 
 # Files that a run leaves
@@ -387,10 +390,6 @@ def test_few_controls(names, number, folds, sentence):
 
 
 # Runs in which nothing needs to be trained
-
-
-def files(out):
-    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
 
 
 def test_a_dry_run_tells_and_writes_nothing(out, capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cohorts import write_controls, write_screened
+from cohorts import tell, write_controls, write_screened
 from phantoms import add_t1w
 
 from bids_app.app import group as group_level
@@ -21,7 +21,6 @@ from bids_app.cli import main
 from bids_app.console import Console
 from bids_app.derivatives.description import RunRecord
 from bids_app.errors import CannotCreateError
-from bids_app.files import write_tsv
 from bids_app.settings import Settings
 
 HOLD = """
@@ -162,8 +161,7 @@ def test_each_level_is_refused_before_it_touches_anything(
     write_controls(out, controls, rng)
     write_screened(out, "p1", rng)
     groups = {**dict.fromkeys(controls, "control"), "p1": "patient"}
-    rows = [{"participant_id": f"sub-{one}", "group": group} for one, group in groups.items()]
-    write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
+    tell(out, groups)
     add_t1w(tmp_path / "raw", "01", rng)
     monkeypatch.setattr(group_level, "_refuse", lambda *_: ([], []))  # tested elsewhere
     held = tmp_path / "work" if claims == "train" else out

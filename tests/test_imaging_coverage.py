@@ -1,14 +1,11 @@
 """PET that does not cover the brain: voxels outside the field of view are ignored."""
 
 import math
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nodes import run_interface
 from scipy.spatial.transform import Rotation
 
 from bids_app import nifti
@@ -165,22 +162,6 @@ def saved(tmp_path):
         return str(tmp_path / f"{name}.nii.gz")
 
     return save
-
-
-@pytest.fixture(scope="module")
-def itk_process():
-    """Executor with a fresh process, so that ITK never computes in a process with torch."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        yield pool
-
-
-@pytest.fixture
-def run_itk(itk_process, tmp_path):
-    def run(name, **inputs):
-        module = "bids_app.interfaces.anatomy"
-        return itk_process.submit(run_interface, module, name, inputs, tmp_path).result()
-
-    return run
 
 
 def run(interface, folder):

@@ -2,9 +2,7 @@ import json
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel as nib
@@ -12,7 +10,6 @@ import numpy as np
 import phantoms
 import pytest
 import torch
-from nodes import run_interface
 from safetensors.torch import save_file
 from scipy.spatial.transform import Rotation
 
@@ -694,22 +691,6 @@ BLOBS = np.array(
         [35, 10, 25, 8, 0.7, -0.4],
     ]
 )
-
-
-@pytest.fixture(scope="module")
-def itk_process():
-    """Executor with a fresh process, so that ITK never computes in a process with torch."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        yield pool
-
-
-@pytest.fixture
-def run_itk(itk_process, tmp_path):
-    def run(name, **inputs):
-        module = "bids_app.interfaces.anatomy"
-        return itk_process.submit(run_interface, module, name, inputs, tmp_path).result()
-
-    return run
 
 
 def grid_around(centre, orientation="RAS", zoom=ZOOM, extent=(180, 200, 170)):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cohorts import write_control, write_controls, write_out_of_fold, write_synthetic
+from cohorts import tell, write_control, write_controls, write_out_of_fold, write_synthetic
 
 from bids_app import nifti
 from bids_app.derivatives.detections import native_t1w, template_to_t1w
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError, UsageError
-from bids_app.files import read_json, write_json, write_tsv
+from bids_app.files import read_json, write_json
 from bids_app.plan.cohort import SyntheticMaker, choose_controls, choose_subjects
 from bids_app.plan.group import keep_usable, take_covariates
 from bids_app.plan.problems import error_of
@@ -24,18 +24,6 @@ from bids_app.synthesis.card import Card, card_values
 from bids_app.synthesis.models import MODELS
 
 GROUPS = {"01": "control", "02": "control", "03": "control", "p1": "patient", "p2": "patient"}
-
-
-def tell(out, groups, **columns):
-    rows = [
-        {
-            "participant_id": f"sub-{label}",
-            "group": group,
-            **{k: columns[k][label] for k in columns},
-        }
-        for label, group in groups.items()
-    ]
-    write_tsv(out / "participants.tsv", ["participant_id", "group", *columns], rows)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cohorts import TEMPLATE, write_control, write_controls
+from cohorts import TEMPLATE, tell, write_control, write_controls
 
 from bids_app import nifti
 from bids_app.derivatives.find import find_preprocessed
 from bids_app.derivatives.paths import resolution_label, sidecar_path
 from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError, UsageError
-from bids_app.files import read_json, write_json, write_tsv
+from bids_app.files import read_json, write_json
 from bids_app.imaging.volume import grid_of_box
 from bids_app.plan.cohort import choose_controls
 from bids_app.plan.study import find_grids, grid_of, resolve_grid
@@ -23,18 +23,6 @@ def out(tmp_path, rng):
     write_controls(out, ["01", "02", "03", "p1"], rng)
     tell(out, {"01": "control", "02": "control", "03": "control", "p1": "patient"})
     return out
-
-
-def tell(out, groups, **columns):
-    rows = [
-        {
-            "participant_id": f"sub-{label}",
-            "group": group,
-            **{k: columns[k][label] for k in columns},
-        }
-        for label, group in groups.items()
-    ]
-    write_tsv(out / "participants.tsv", ["participant_id", "group", *columns], rows)
 
 
 def choose(out, **changed):

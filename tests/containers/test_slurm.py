@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cohorts import write_controls, write_native, write_screened
+from cohorts import tell, write_controls, write_native, write_screened
 from engines import PROJECT, TOOLS, call
-
-from bids_app.files import write_tsv
 
 pytestmark = pytest.mark.slow
 STAMPED = (".h5", ".html")  # files that contain the time at which they were written
@@ -161,8 +159,7 @@ def screened(tmp_path_factory):
     for label, group in groups.items():
         paths = write_screened(out, label, rng, lesion=group == "patient")
     write_native(paths, flipped=False)
-    rows = [{"participant_id": f"sub-{one}", "group": group} for one, group in groups.items()]
-    write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
+    tell(out, groups)
     return out
 
 
