@@ -4,14 +4,16 @@
 
 Code lines are lines that hold code, without docstrings; records are dataclasses. ``--trace``
 follows a run in this process (its nodes run in others, as always). It counts the functions of the
-app that are called before the first graph, and the kinds of record whose text names LABEL: before
-the first graph, before the first cluster table is written, and in the whole run:
+app that are called before the first graph (not bodies of classes and modules, nor comprehensions),
+and the kinds of record whose text names LABEL: before the first graph, before the first cluster
+table is written, and in the whole run:
 
     python benchmarks/architecture.py --trace control01 BIDS OUT participant --sloppy
     python benchmarks/architecture.py --trace sub-control01_trc BIDS OUT group --sloppy
 """
 
 import ast
+import inspect
 import io
 import sys
 import tokenize
@@ -91,7 +93,8 @@ class Watch:
         """Note a call or a return; the signature is that of :func:`sys.setprofile`."""
         code = frame.f_code
         if event == "call" and not self.counts and code.co_filename.startswith(str(ROOT)):
-            self.functions.add((code.co_filename, code.co_qualname))
+            if code.co_flags & inspect.CO_OPTIMIZED and code.co_name[0] != "<":
+                self.functions.add((code.co_filename, code.co_qualname))
             if code.co_name == "run_graph":
                 self.counts["before the first node"] = len(self.kinds)
         elif event == "return" and code.co_name in TABLES:
