@@ -26,6 +26,7 @@ from scipy import ndimage
 from bids_app import nifti
 from bids_app.anatomy import registration
 from bids_app.derivatives.description import find_versions
+from bids_app.files import file_sha256
 from bids_app.imaging.intensity import TIMES_MEAN, scale_to_unit, smooth
 from bids_app.imaging.similarity import measure
 from bids_app.imaging.volume import (
@@ -71,7 +72,7 @@ from bids_app.simulation.images import (
     random_contrast,
 )
 from bids_app.simulation.person import draw_atrophy
-from bids_app.synthesis.card import REFERENCE, UNCERTAINTY, Card, file_sha256
+from bids_app.synthesis.card import REFERENCE, UNCERTAINTY, Card
 from bids_app.synthesis.evaluation import smooth_in_brain
 from bids_app.synthesis.inference import load_generator, predict, save_generator, synthesize
 from bids_app.synthesis.models import CUBE, TissueSpec

@@ -21,6 +21,7 @@ from bids_app.arguments import (
     run_program,
 )
 from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.files import file_sha256
 from bids_app.lifeline import exit_with
 
 TIMEOUT, TRIES, PAUSE = 60.0, 3, 2.0  # s; number of tries; s between them
@@ -45,8 +46,6 @@ def download(url: str, sha256: str, target: Path) -> None:
     UnusableDataError
         If the checksum differs.
     """
-    from bids_app.synthesis.card import file_sha256
-
     for tries_left in reversed(range(TRIES)):
         try:
             with urlopen(url, timeout=TIMEOUT) as answer, target.open("wb") as file:

@@ -6,6 +6,7 @@ are read.
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -295,6 +296,12 @@ def read_tsv(path: Path) -> list[dict[str, str]]:
         raise ReadWriteError(f"{error}, or remove it") from error
     cells = [line.split("\t") for line in lines if line]
     return [dict(zip(cells[0], row, strict=False)) for row in cells[1:]]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def place_in(folder: Path, path: Path) -> tuple[str, ...] | None:

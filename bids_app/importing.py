@@ -31,12 +31,12 @@ from bids_app.arguments import (
     run_program,
 )
 from bids_app.errors import CannotCreateError, ReadWriteError, UnusableDataError, UsageError
-from bids_app.files import size_of
+from bids_app.files import file_sha256, size_of
 from bids_app.imaging.volume import grid_of_box
 from bids_app.lifeline import exit_with
 from bids_app.settings import FULL_RESOLUTION, Settings
 from bids_app.strict import is_name, is_text, refuse_shapes
-from bids_app.synthesis.card import Ancestor, Card, card_from, card_values, file_sha256
+from bids_app.synthesis.card import Ancestor, Card, card_from, card_values
 from bids_app.synthesis.models import (
     CONDITIONED,
     OVERLAPPING,

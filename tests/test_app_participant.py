@@ -22,10 +22,10 @@ from phantoms import add_pet, add_t1w, write_dataset
 from bids_app import nifti
 from bids_app.cli import main
 from bids_app.dataset.validation import find_validator
-from bids_app.files import read_tsv
+from bids_app.files import file_sha256, read_tsv
 from bids_app.imaging.similarity import correlation
 from bids_app.importing import main as import_main
-from bids_app.synthesis.card import REFERENCE, Card, file_sha256
+from bids_app.synthesis.card import REFERENCE, Card
 from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS

@@ -17,10 +17,9 @@ from bids_app.app import selftest
 from bids_app.cli import main
 from bids_app.detection import oneclass
 from bids_app.errors import UnusableDataError
-from bids_app.files import write_json, write_text
+from bids_app.files import file_sha256, write_json, write_text
 from bids_app.settings import LPIPS_VARIABLE
 from bids_app.synthesis import scoring
-from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.scoring import Lpips
 
 

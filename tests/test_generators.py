@@ -6,6 +6,7 @@ import pytest
 
 from bids_app import generators
 from bids_app.errors import MissingInputError, UnusableDataError, UsageError
+from bids_app.files import file_sha256
 from bids_app.generators import (
     Options,
     choose_generator,
@@ -16,7 +17,7 @@ from bids_app.generators import (
 )
 from bids_app.imaging.volume import Grid, grid_of_box
 from bids_app.settings import Settings
-from bids_app.synthesis.card import CARD, REFERENCE, UNCERTAINTY, WEIGHTS, Card, file_sha256
+from bids_app.synthesis.card import CARD, REFERENCE, UNCERTAINTY, WEIGHTS, Card
 from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.models import MODELS

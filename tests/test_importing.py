@@ -16,12 +16,13 @@ from torch import nn
 
 import mri2pet
 from bids_app.errors import UnusableDataError
+from bids_app.files import file_sha256
 from bids_app.generators import Options, choose_generator, has_seen, known_labels
 from bids_app.imaging.volume import grid_of_box
 from bids_app.importing import TAKEN, convert, main
 from bids_app.library import predict_pet
 from bids_app.settings import Settings
-from bids_app.synthesis.card import file_sha256, read_card
+from bids_app.synthesis.card import read_card
 from bids_app.synthesis.inference import load_generator, predict
 from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.tiling import AXES, SingleSlices, SliceTriplets

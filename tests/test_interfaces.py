@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from bids_app import nifti
 from bids_app.anatomy import brain
 from bids_app.errors import UnusableDataError
-from bids_app.files import write_json
+from bids_app.files import file_sha256, write_json
 from bids_app.imaging.intensity import match_quantiles, smooth
 from bids_app.imaging.similarity import correlation, dice, measure, normalized_mutual_information
 from bids_app.imaging.verdict import measure_brain
@@ -34,15 +34,7 @@ from bids_app.interfaces.imaging import (
     TaintVerdict,
 )
 from bids_app.interfaces.synthesis import MeasureNovelty, PredictError, SynthesizePET
-from bids_app.synthesis.card import (
-    CARD,
-    REFERENCE,
-    UNCERTAINTY,
-    WEIGHTS,
-    Card,
-    card_values,
-    file_sha256,
-)
+from bids_app.synthesis.card import CARD, REFERENCE, UNCERTAINTY, WEIGHTS, Card, card_values
 from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.losses import build_translator
 from bids_app.synthesis.models import MODELS, TissueSpec

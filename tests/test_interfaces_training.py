@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from trainings import small
 
 from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
-from bids_app.files import read_json, read_tsv
+from bids_app.files import file_sha256, read_json, read_tsv
 from bids_app.interfaces.derivatives import SaveDerivatives, SaveFile
 from bids_app.interfaces.training import (
     PublishGenerator,
@@ -20,7 +20,7 @@ from bids_app.interfaces.training import (
     StoreVolumes,
     TrainGenerator,
 )
-from bids_app.synthesis.card import Card, card_values, file_sha256
+from bids_app.synthesis.card import Card, card_values
 from bids_app.synthesis.evaluation import BASELINES, basis_from_json, records_from_json
 from bids_app.synthesis.inference import load_generator
 from bids_app.synthesis.job import HISTORY, KEPT, Job, choose_precision, launch_job, make_fabric

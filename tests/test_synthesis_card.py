@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bids_app.errors import MissingInputError, UnusableDataError
+from bids_app.files import file_sha256
 from bids_app.imaging.volume import Grid
 from bids_app.synthesis.card import (
     CARD,
@@ -16,7 +17,6 @@ from bids_app.synthesis.card import (
     check_grid,
     check_reference,
     check_space,
-    file_sha256,
     read_card,
 )
 from bids_app.synthesis.inference import load_generator, save_generator

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
-from bids_app.files import read_tsv, write_tsv
+from bids_app.files import file_sha256, read_tsv, write_tsv
 from bids_app.synthesis import publishing, reference
 from bids_app.synthesis.card import (
     CARD,
@@ -19,7 +19,6 @@ from bids_app.synthesis.card import (
     Card,
     card_values,
     check_uncertainty,
-    file_sha256,
     read_card,
 )
 from bids_app.synthesis.evaluation import METRICS, ScoreRecord, Scores, records_to_json

@@ -30,7 +30,7 @@ from bids_app.derivatives import description
 from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.table1 import write_table1
 from bids_app.errors import MissingInputError, UnusableDataError, UsageError, count_noun
-from bids_app.files import locked
+from bids_app.files import file_sha256, locked
 from bids_app.generators import GeneratorChoice
 from bids_app.imaging.volume import Grid, count_cubes, cube_sides, zooms_of
 from bids_app.plan.cohort import Subjects, choose_controls
@@ -51,7 +51,6 @@ from bids_app.report.page import RunSummary
 from bids_app.report.train import write_training_report
 from bids_app.resources import choose_device
 from bids_app.settings import LPIPS_VARIABLE, Settings
-from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.models import (
     CONDITIONED,
     CUBE,

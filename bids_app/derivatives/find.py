@@ -18,7 +18,7 @@ from bids_app.derivatives.paths import (
 )
 from bids_app.derivatives.sidecars import Derivative, read_derivative
 from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
-from bids_app.files import locked, object_at, read_json, write_json
+from bids_app.files import file_sha256, locked, object_at, read_json, write_json
 from bids_app.imaging.coverage import COMPLETE, describe_missing
 from bids_app.imaging.verdict import DOUBT, VERDICTS, reasons_of, verdict_of
 from bids_app.nifti import check_header
@@ -374,8 +374,7 @@ def digest_of(path: Path) -> str:
         If the file does not exist, or cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except FileNotFoundError as error:
         raise MissingInputError(f"{path}: no such file; fetch its content") from error
     except OSError as error:

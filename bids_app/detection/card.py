@@ -1,6 +1,5 @@
 """Card of a detector: its encoder, its training data, and its files; does not import torch."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from bids_app import strict
 from bids_app.detection.detectors import detector_of
 from bids_app.errors import MissingInputError, UnusableDataError
-from bids_app.files import Json, object_at, write_json
+from bids_app.files import Json, file_sha256, object_at, write_json
 from bids_app.imaging.volume import Grid, zooms_of
 
 SHRINKING = 6  # voxels by which the first two convolutions, 5×5 and 3×3, shrink a patch
@@ -330,12 +329,7 @@ def read_card(folder: Path, *, lenient: bool = False) -> DetectorCard:
 
 def digest_files(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
     """Return the SHA-256 of files, keyed by their path in a folder."""
-    digests = {}
-    for path in sorted(paths):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        digests[path.relative_to(folder).as_posix()] = digest
-    return digests
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted(paths)}
 
 
 def card_sha256(folder: Path) -> str:

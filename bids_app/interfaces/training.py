@@ -17,7 +17,7 @@ from nipype.interfaces.base import (
 
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
-from bids_app.files import read_json, read_tsv, write_json
+from bids_app.files import file_sha256, read_json, read_tsv, write_json
 from bids_app.imaging.coverage import COMPLETE
 from bids_app.imaging.volume import Grid
 from bids_app.nifti import CHANNELS, HOLE, Owner, store_arrays
@@ -282,7 +282,6 @@ class ScoreGenerator(SimpleInterface):
     uses_torch = True
 
     def _run_interface(self, runtime):
-        from bids_app.synthesis.card import file_sha256
         from bids_app.synthesis.inference import load_weights
         from bids_app.synthesis.models import spec_from_dict
         from bids_app.synthesis.pairs import open_volumes

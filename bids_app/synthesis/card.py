@@ -1,6 +1,5 @@
 """The card of a generator: how to rebuild it, and what it is for. Does not import torch."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from safetensors.numpy import load
 
 from bids_app import strict
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
-from bids_app.files import Json
+from bids_app.files import Json, file_sha256
 from bids_app.imaging.volume import Grid
 from bids_app.synthesis.models import Spec, TissueSpec, spec_from_dict, spec_to_dict
 
@@ -138,12 +137,6 @@ class Ancestor:
     sha256: str
     dataset: str
     participants: tuple[str, ...]
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def card_values(card: Card) -> dict[str, object]:

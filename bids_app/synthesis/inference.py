@@ -15,19 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bids_app.errors import ReadWriteError, UnusableDataError
-from bids_app.files import replacing, write_json
+from bids_app.files import file_sha256, replacing, write_json
 from bids_app.imaging.intensity import smooth
 from bids_app.imaging.volume import Volume
 from bids_app.strict import refuse_shapes, shapes_of
-from bids_app.synthesis.card import (
-    CARD,
-    WEIGHTS,
-    Card,
-    card_values,
-    check_weights,
-    file_sha256,
-    read_card,
-)
+from bids_app.synthesis.card import CARD, WEIGHTS, Card, card_values, check_weights, read_card
 from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.models import Spec, TissueSpec
 from bids_app.synthesis.networks import ConditionedGenerator, has_bfloat16

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_app.files import read_tsv, write_tsv
+from bids_app.files import file_sha256, read_tsv, write_tsv
 from bids_app.nifti import load
-from bids_app.synthesis.card import FOLDS, REFERENCE, UNCERTAINTY, Card, card_from, file_sha256
+from bids_app.synthesis.card import FOLDS, REFERENCE, UNCERTAINTY, Card, card_from
 from bids_app.synthesis.evaluation import METRICS, records_from_json
 from bids_app.synthesis.inference import load_weights, save_generator
 from bids_app.synthesis.job import COLUMNS, HISTORY

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from bids_app import nifti
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+from bids_app.files import file_sha256
 from bids_app.imaging.volume import Grid, Mask, Volume
 from bids_app.strict import shapes_of
-from bids_app.synthesis.card import file_sha256
 from bids_app.synthesis.evaluation import (
     BASELINES,
     ScoreRecord,
