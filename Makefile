@@ -40,7 +40,7 @@ test-fast: $(VENV)/.installed  ## Run the fast tests only: 1.5 minutes
 	$(TEST) -m "not slow and not itk"
 
 test-containers: $(VENV)/.installed  ## Build and run images, and a one-node SLURM, if the tools are installed: half an hour
-	$(BIN)/pytest tests/containers
+	$(BIN)/pytest --basetemp="$$(mktemp -d)/run" tests/containers  # any other pytest closes its usual folder to containers' users
 
 lint: $(VENV)/.installed  ## Check style, types, imports and spelling
 	$(BIN)/ruff check .

@@ -156,8 +156,8 @@ def convert(
 def _without_remains(state: State) -> dict[str, Tensor]:
     """Remove unused buffers of norms, and the prefix that ``DataParallel`` adds to names.
 
-    Before PyTorch 0.4, instance norm kept running means. Norms that use them have weights of their
-    own, and such networks are rejected.
+    Instance norm kept running means in 2018 and before PyTorch 0.4. That program ignores them, too,
+    when it loads such files. Batch norm uses them, but has weights and is rejected for these.
     """
     used = {n: t for n, t in state.items() if f"{n}".rpartition(".")[2] not in LEFT_OVER}
     if not all(isinstance(name, str) and _is_plain(value) for name, value in used.items()):
@@ -194,6 +194,11 @@ def _refuse_others(state: State) -> None:
     if state["model.1.weight"].ndim != 4:
         raise ValueError(
             "its first layer is not a 2D convolution; only networks for slices can be used"
+        )
+    if "model.1.bias" not in state:
+        raise ValueError(
+            "its convolutions have no bias, as with --norm none, and mri2pet supports only "
+            "instance norm; train it with --norm instance"
         )
 
 

@@ -427,4 +427,5 @@ def test_a_dry_run_tells_and_writes_nothing(raw, tmp_path, capsys):
     assert main(arguments(raw, tmp_path / "out", "--dry-run", "--skip-bids-validation")) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Used" in said
+    assert "disk 0.0 GB for results" in said  # images on the grid of a T1w of 4 mm are small
     assert not (tmp_path / "out").exists()

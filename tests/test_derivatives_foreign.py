@@ -363,6 +363,34 @@ def test_nobody_vouches_for_the_orientation_of_what_another_app_has_made(raw, pe
     assert visits["02"].t1w.orientation == "LAS"
 
 
+@pytest.mark.parametrize(
+    ("tracers", "taken"), [(["18FFDG", "11CPIB"], True), (["11CPIB"], False), ([], True)]
+)
+def test_a_pet_made_of_another_tracer_is_not_taken(raw, petprep, head, tracers, taken):
+    """PETPrep leaves out trc-, so that names do not tell."""
+    add_anatomy(petprep, "01", head)
+    folder = "bids:raw:sub-01/ses-a/pet/sub-01_ses-a"
+    sources = [f"{folder}_trc-{tracer}_pet.nii.gz" for tracer in tracers]
+    aside = [f"{folder}_from-petref_to-T1w_mode-image_xfm.txt", f"{folder}_desc-hmc_pet.nii.gz"]
+    for key in ("Sources", "RawSources"):
+        add_derived_pet(petprep, **{key: sources + aside})
+        visit = select(raw, petprep=petprep)[0]["01"]
+        assert visit.t1w.derived is not None
+        assert (visit.pets[0].derived is not None) is taken
+        assert any("so the raw PET is registered" in note for note in visit.notes) is not taken
+
+
+def test_a_t1w_made_of_another_run_is_not_taken(raw, fmriprep, head):
+    t1w = add_anatomy(fmriprep, "02", head)
+    sidecar = t1w.with_name("sub-02_desc-preproc_T1w.json")
+    run, own = "/data/raw/sub-02/anat/sub-02_run-2_T1w.nii", "bids::sub-02/anat/sub-02_T1w.nii.gz"
+    for sources, taken in (([run], False), ([run, own], True)):
+        sidecar.write_text(json.dumps({"Sources": sources}))
+        visits, problems = select(raw, fmriprep=fmriprep)
+        assert problems == []
+        assert (visits["02"].t1w.derived is not None) is taken
+
+
 # Images in MNI space
 
 CAPS = {"anat": ("t1_linear", ""), "pet": ("pet_linear", "suvr-cerebellumPons2_")}
@@ -429,10 +457,7 @@ def test_images_of_mni152_stand_in_for_those_of_no_other_template(tmp_path, raw,
         space = f"space-{OTHER}_" if kind == datatype else own
         add_derived(root, "01", kind, f"{space}{suffix[kind]}", head, session="a")
     visit = select(raw, template, mni=root)[0]["01"]
-    assert [scan.derived is not None for scan in (visit.t1w, *visit.pets)] == [
-        datatype == "pet",
-        False,  # without a T1w in MNI space, the PET there is registered as well
-    ]
+    assert [scan.derived for scan in (visit.t1w, *visit.pets)] == [None, None]
     add_derived(root, "01", datatype, f"{own}{suffix[datatype]}", head, session="a")
     visit = select(raw, template, mni=root)[0]["01"]
     assert all(scan.derived is not None for scan in (visit.t1w, *visit.pets))
@@ -450,14 +475,42 @@ def test_images_of_mni152_stand_in_for_those_of_no_other_template(tmp_path, raw,
 def test_a_mask_of_the_resolution_of_the_t1w_is_preferred(raw, head, image, masks, taken):
     """A mask of another resolution is on another grid, and the participant would be refused."""
     space, root = f"space-{OWN}_", raw.parent / "mni"
-    add_derived(root, "01", "anat", f"{space}{image}T1w", head, session="a")
+    add_derived(root, "02", "anat", f"{space}{image}T1w", head)
     for mask in masks:
         data = head if mask == taken else head[1:]
-        add_derived(root, "01", "anat", f"{space}{mask}desc-brain_mask", data, session="a")
+        add_derived(root, "02", "anat", f"{space}{mask}desc-brain_mask", data)
     visits, problems = select(raw, mni=root)
     assert problems == []
-    expected = f"sub-01_ses-a_{space}{taken}desc-brain_mask.nii.gz"
-    assert visits["01"].t1w.derived.brain_mask.name == expected
+    expected = f"sub-02_{space}{taken}desc-brain_mask.nii.gz"
+    assert visits["02"].t1w.derived.brain_mask.name == expected
+
+
+@pytest.mark.parametrize("space", [None, "MNI152NLin6Asym"])
+def test_a_t1w_in_mni_space_is_not_taken_without_the_pet_in_that_space(raw, head, space):
+    """A brain in MNI space has another size than in the raw PET, which is registered rigidly."""
+    root = raw.parent / "mni"
+    for subject, session in (("01", "a"), ("02", None)):
+        add_derived(root, subject, "anat", f"space-{OTHER}_res-2_T1w", head, session=session)
+    if space:
+        add_derived(root, "01", "pet", f"space-{space}_res-2_pet", head, session="a")
+    visits, problems = select(raw, mni=root)
+    assert problems == []
+    assert [scan.derived for scan in (visits["01"].t1w, *visits["01"].pets)] == [None, None]
+    assert visits["01"].notes == (
+        "mni has no PET in the space of its T1w of sub-01 ses-a, so both are computed from the raw "
+        "images",
+    )
+    assert visits["02"].t1w.derived.in_template  # no PET that would have to lie on it
+    add_derived(root, "01", "pet", f"space-{OTHER}_pet", head, session="a")
+    visit = select(raw, mni=root)[0]["01"]
+    assert all(OTHER in scan.derived.image.name for scan in (visit.t1w, *visit.pets))
+
+
+def test_the_t1w_of_another_dataset_is_taken_where_the_pet_is_not_in_mni_space(raw, fmriprep, head):
+    add_derived(raw.parent / "mni", "01", "anat", f"space-{OWN}_T1w", head, session="a")
+    add_anatomy(fmriprep, "01", head)
+    visit = select(raw, mni=raw.parent / "mni", fmriprep=fmriprep)[0]["01"]
+    assert (visit.t1w.derived.dataset, visit.pets[0].derived) == ("fmriprep", None)
 
 
 def test_a_pet_in_mni_space_does_not_lie_on_a_t1w_elsewhere(tmp_path, raw, fmriprep, head):

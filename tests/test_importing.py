@@ -173,7 +173,11 @@ REFUSED = {
     ),
     "no norm": (
         lambda: {k: v for k, v in changed().items() if k != "model.1.bias"},
-        "model.1.bias is missing",
+        "no bias, as with --norm none.*--norm instance",
+    ),
+    "no bias": (
+        lambda: {k: v for k, v in changed().items() if k != "model.4.bias"},
+        "model.4.bias is missing",
     ),
     "more": (lambda: changed(other_weight=torch.ones(1, 1)), "other.weight is unknown"),
     "last": (

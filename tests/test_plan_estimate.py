@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bids_app.plan.estimate import (
+    T1W_VOXELS,
     VOXELS,
     Estimate,
     add_up,
@@ -28,14 +29,9 @@ FIELDS = ("cpu_seconds", "chain_seconds", "serial_seconds", "memory_gb", "output
 Usage = namedtuple("Usage", "total used free")
 
 
-def participants(visits, pets, voxels, threads=1, *, synthesize=True, spared=()):
+def participants(visits, pets, voxels, threads=1, *, synthesize=True, **more):
     return estimate_participants(
-        visits=visits,
-        pets=pets,
-        voxels=voxels,
-        threads=threads,
-        synthesize=synthesize,
-        spared=spared,
+        visits=visits, pets=pets, voxels=voxels, threads=threads, synthesize=synthesize, **more
     )
 
 
@@ -83,10 +79,17 @@ def test_without_pet_or_synthesis_there_is_less_to_do():
     assert participants(4, 0, VOXELS).cpu_seconds < both.cpu_seconds
     assert participants(4, 4, VOXELS, synthesize=False).cpu_seconds < both.cpu_seconds
     assert participants(4, 4, VOXELS, threads=4).chain_seconds < both.chain_seconds
-    quick = estimate_participants(
-        visits=4, pets=4, voxels=VOXELS, threads=1, quick=True, synthesize=True
-    )
-    assert quick.cpu_seconds < both.cpu_seconds
+    assert participants(4, 4, VOXELS, quick=True).cpu_seconds < both.cpu_seconds
+    later = participants(4, 4, VOXELS, preprocess=False)
+    assert later.cpu_seconds < both.cpu_seconds / 5
+    assert later.output_gb < both.output_gb / 2
+
+
+def test_images_on_the_grid_of_a_finer_t1w_need_more_disk():
+    usual = participants(4, 4, VOXELS)
+    finer = participants(4, 4, VOXELS, t1w_voxels=8 * T1W_VOXELS)
+    assert 4 * usual.output_gb < finer.output_gb < 8 * usual.output_gb
+    assert finer.work_gb > 4 * usual.work_gb
 
 
 def taken_visit(*, mask=None, transforms=None, pets=(True,)):
@@ -162,6 +165,10 @@ def test_what_was_measured_is_met_within_a_factor_of_two():
     assert about(two.memory_gb, 1.25)
     assert about(two.output_gb, 0.201)
     assert about(two.work_gb, 0.506)
+    # Seven people with voxels of 4 mm, --sloppy, by --resource-monitor on a busy machine
+    small = participants(7, 6, 40 * 48 * 34, t1w_voxels=49 * 57 * 51, quick=True)
+    assert about(small.cpu_seconds, 134)
+    assert about(small.output_gb, 0.026)
     image = Path("image")
     spared = [seconds_spared(taken_visit(mask=image, transforms=image))]
     assert about(participants(1, 1, VOXELS, synthesize=False, spared=spared).cpu_seconds, 17)

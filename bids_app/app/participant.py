@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
+from bids_app import nifti
 from bids_app.app.run import (
     DONE,
     PARTIAL,
@@ -311,6 +312,17 @@ def _plan(
     return plans, done, problems
 
 
+def _t1w_voxels(plans: Sequence[VisitPlan], run: ParticipantPlan) -> float:
+    """Return the mean number of voxels of the T1w images of visits, on their own grids."""
+    voxels = 0
+    for plan in plans:
+        t1w = plan.visit.t1w
+        path = plan.paths.t1w if run.stage == "synthesize" else t1w.used
+        with suppress(Mri2petError):  # later stages do not need it
+            voxels += prod(nifti.inspect(path, orientation=t1w.orientation).shape[:3])
+    return voxels / len(plans)
+
+
 def _estimate(
     plans: Sequence[VisitPlan], run: ParticipantPlan, settings: Settings, console: Console
 ) -> None:
@@ -322,8 +334,10 @@ def _estimate(
         visits=len(plans),
         pets=sum(len(plan.visit.pets) for plan in plans),
         voxels=prod(grid.shape),
+        t1w_voxels=_t1w_voxels(plans, run),
         threads=run.preprocessing.omp_nthreads,
         quick=settings.sloppy,
+        preprocess=run.stage != "synthesize",
         synthesize=run.generator is not None,
         spared=[seconds_spared(plan.visit) for plan in plans],
     )

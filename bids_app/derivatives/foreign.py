@@ -21,16 +21,18 @@ COMPOSITE, RIGID = ".h5", ".txt"  # extensions of transforms
 # Entities that a name may share with its raw image:
 ACQUIRED = ("task", "acq", "ce", "trc", "rec", "run", "echo", "part")
 ANY = ("res", "suvr", "T1w", "pet")  # also allowed; old versions of Clinica repeat the raw suffix
+NOT_RAW = ("space", "desc", "res")  # entities of derivatives
 SUVR = "SUVR"  # unit of images with suvr- in their names, as by Clinica, which writes no sidecar
 SUBJECT = re.compile(r"(?:^|[:/])sub-([0-9A-Za-z+]+)/", re.M)  # in a path or BIDS URI
+RAW = re.compile(r"(?:^|[:/])(sub-[^:/\n]+)\.nii(?:\.gz)?$", re.M)  # name of an image, likewise
 Folder = tuple[Path, str | None]  # folder of derivatives, and their session
 Wanted = Mapping[str, tuple[str | None, ...]]  # entity → allowed labels; None: absent
 IN_T1W: Wanted = {"space": (None, "T1w")}
 SPACES = (
     *(f"MNI152NLin2009{variant}{kind}" for variant in "abc" for kind in ("Sym", "Asym")),
     *("MNI152NLin6Asym", "MNI152NLin6Sym", "MNI152Lin", "MNI152", "MNI"),
-)  # close enough to one another to use results in any of them
-IN_MNI: Wanted = {"space": SPACES, "desc": (None, "preproc", "Crop")}
+)  # close enough to one another to use results in any of them; the preferred ones first
+IN_MNI: Wanted = {"desc": (None, "preproc", "Crop")}
 CAPS = "subjects"  # the folder of participants in a dataset of Clinica
 IN_CAPS = {"anat": "t1_linear", "pet": "pet_linear"}
 
@@ -171,19 +173,32 @@ def _find_transform(image: Path, scan: Scan, start: str, end: str, extension: st
     return _find(_beside(image), scan, "xfm", wanted, extensions=(extension,))
 
 
-def _read_sidecar(path: Path, scan: Scan) -> Json:
-    """Read the sidecar of an image, if any, and check that its sources are of this participant."""
+def _read_sidecar(path: Path, scan: Scan) -> Json | None:
+    """Read the sidecar of an image, if any, and check that its sources are of this participant.
+
+    None if it was made from other images of the participant: names do not always tell, because
+    PETPrep leaves out ``trc-``.
+    """
     sidecar = sidecar_path(path)
     metadata = read_json(sidecar) if sidecar.is_file() else {}
+    raw = set[str]()
     for key in ("Sources", "RawSources"):
         listed = metadata.get(key)
-        named = SUBJECT.findall("\n".join(map(str, listed))) if isinstance(listed, list) else []
+        sources = "\n".join(map(str, listed)) if isinstance(listed, list) else ""
+        named = SUBJECT.findall(sources)
         if named and scan.subject not in named:
             raise UnusableDataError(
                 f"{path}: according to {key} in its sidecar, it was made from images of "
                 f"sub-{named[0]}, not of sub-{scan.subject}; run the app that made it again"
             )
-    return metadata
+        raw |= {name for name in RAW.findall(sources) if _is_raw(name, path)}
+    return None if raw and scan.path.name.partition(".")[0] not in raw else metadata
+
+
+def _is_raw(name: str, derivative: Path) -> bool:
+    """Return whether a name, without extension, is that of a raw image of the same kind."""
+    entities, suffix, _ = _entities(Path(name))
+    return suffix == _entities(derivative)[1] and not any(key in entities for key in NOT_RAW)
 
 
 def _templates(image: Path) -> tuple[str, ...]:
@@ -199,12 +214,12 @@ def _places(dataset: str, root: Path, scan: Scan, datatype: str) -> list[Folder]
     return _folders(root, scan, datatype)
 
 
-def _find_in_mni(folders: Sequence[Folder], scan: Scan, suffix: str, template: str) -> Path | None:
-    """Find an image in the run's template space or, for MNI152 templates, in a similar one."""
-    found = _find(folders, scan, suffix, {**IN_MNI, "space": (template,)})
-    if found is None and template in SPACES:
-        found = _find(folders, scan, suffix, IN_MNI)
-    return found
+def _find_in_mni(
+    folders: Sequence[Folder], scan: Scan, suffix: str, spaces: Sequence[str | None]
+) -> Path | None:
+    """Find an image in the first of some spaces in which there is one."""
+    found = (_find(folders, scan, suffix, {**IN_MNI, "space": (space,)}) for space in spaces)
+    return next((path for path in found if path is not None), None)
 
 
 def _labels(image: Path, key: str) -> tuple[str | None, ...]:
@@ -237,8 +252,8 @@ def find_derived_t1w(
     Returns
     -------
     Derived or None
-        Derivatives; None if the T1w or its brain mask is missing. In MNI space, the mask is
-        optional.
+        Derivatives; None if the T1w or its brain mask is missing, or if its sidecar says that it
+        was made from other images. In MNI space, the mask is optional.
 
     Raises
     ------
@@ -250,7 +265,8 @@ def find_derived_t1w(
     in_mni = dataset in IN_TEMPLATE
     folders = _places(dataset, root, t1w, "anat")
     if in_mni:
-        image = _find_in_mni(folders, t1w, "T1w", template)
+        similar = SPACES if template in SPACES else ()
+        image = _find_in_mni(folders, t1w, "T1w", (template, *similar))
     else:
         image = _find(folders, t1w, "T1w", {**IN_T1W, "desc": ("preproc",)})
     if image is None:
@@ -259,6 +275,8 @@ def find_derived_t1w(
     if mask is None and not in_mni:
         return None
     metadata = _read_sidecar(image, t1w)
+    if metadata is None:
+        return None
     forward = None if in_mni else _find_transform(image, t1w, "T1w", template, COMPOSITE)
     back = None if in_mni else _find_transform(image, t1w, template, "T1w", COMPOSITE)
     both = forward is not None and back is not None
@@ -277,12 +295,12 @@ def find_derived_t1w(
 
 
 def find_derived_pet(
-    dataset: str, root: Path, app: str, pet: Scan, template: str
+    dataset: str, root: Path, app: str, pet: Scan, t1w: Derived
 ) -> tuple[Derived, Json] | None:
-    """Find the preprocessed version of a raw PET.
+    """Find the preprocessed version of a raw PET that lies on a preprocessed T1w.
 
-    It is the PET in T1w space, or otherwise one with a rigid transform to it; in datasets in MNI
-    space, it is the PET in MNI space.
+    It is the PET in T1w space, or otherwise one with a rigid transform to it; for a T1w in MNI
+    space, it is the PET in the same space.
 
     Parameters
     ----------
@@ -290,15 +308,14 @@ def find_derived_pet(
         See :func:`find_derived_t1w`.
     pet : Scan
         Raw image.
-    template : str
-        Name of the run's template, which is preferred in MNI space, as in
-        :func:`find_derived_t1w`.
+    t1w : Derived
+        The T1w, of this dataset or another.
 
     Returns
     -------
     Derived, dict
         PET, and its sidecar, to which the unit implied by the name (``suvr-``) is added if missing;
-        None if there is no PET.
+        None if there is no PET, or if its sidecar says that it was made from other images.
 
     Raises
     ------
@@ -306,9 +323,11 @@ def find_derived_pet(
         See :func:`find_derived_t1w`.
     """
     folders, in_mni = _places(dataset, root, pet, "pet"), dataset in IN_TEMPLATE
+    if in_mni != t1w.in_template:
+        return None
     wanted: Wanted = {"space": ("T1w",), "desc": ("preproc",)}
     if in_mni:
-        image = _find_in_mni(folders, pet, "pet", template)
+        image = _find_in_mni(folders, pet, "pet", _labels(t1w.image, "space"))
     else:
         image = _find(folders, pet, "pet", wanted)
     forward = None
@@ -318,8 +337,8 @@ def find_derived_pet(
         found = (image and _find_transform(image, pet, *pair, RIGID) for pair in ends)
         forward = next((path for path in found if path is not None), None)
         image = image if forward is not None else None
-    if image is None:
+    if image is None or (metadata := _read_sidecar(image, pet)) is None:
         return None
     derived = Derived(dataset, root, app, image, forward=forward, in_template=in_mni)
     ratio = {"Units": SUVR} if "suvr" in _entities(image)[0] else {}
-    return derived, {**ratio, **_read_sidecar(image, pet)}
+    return derived, {**ratio, **metadata}

@@ -28,7 +28,12 @@ JUDGE_T1W_SECONDS, JUDGE_PET_SECONDS = 1.0, 2.0
 ON_GRID_SECONDS = 5.0  # per image at 1 mm: resampling, synthesis, regions
 SUBJECT_REPORT_SECONDS = 4.0
 PARTICIPANT_MEMORY = 1.3  # GiB, for the largest step, brain extraction
-VISIT_GB, PET_GB = 0.05, 0.03  # in OUT, whatever the grid: transforms, images on the T1w's grid
+# With --sloppy: brain extraction 4 s, bias field 3 s, T1w to template 8 s, PET to T1w 3 s
+QUICK = 0.33  # share of these seconds that is left
+TRANSFORMS_GB, QUICK_TRANSFORMS_GB = 0.014, 0.0016  # in OUT, per visit, whatever the grid
+T1W_VOXELS = 197 * 233 * 189  # in the T1w for which the next numbers hold; 1 mm
+# In OUT, on the T1w's own grid: T1w and mask; synthetic PET; PET, and what else each PET adds
+T1W_GB, SYNTHETIC_GB, PET_GB, SUBTRACTED_GB = 0.025, 0.011, 0.015, 0.015
 IMAGE_GB = 0.007  # in OUT, per image at 1 mm
 PARTICIPANT_WORK = 2.5  # size of the work folder, relative to OUT
 STORE_SECONDS, STORED_BYTES = 0.5, 5  # per image; per voxel: float32 and its mask
@@ -126,8 +131,10 @@ def estimate_participants(
     visits: int,
     pets: int,
     voxels: int,
+    t1w_voxels: float = T1W_VOXELS,
     threads: int,
     quick: bool = False,
+    preprocess: bool = True,
     synthesize: bool,
     spared: Sequence[float] = (),
 ) -> Estimate:
@@ -139,24 +146,30 @@ def estimate_participants(
         Numbers of visits to compute, and of their PET images.
     voxels : int
         Number of voxels of the output's grid.
+    t1w_voxels : float
+        Mean number of voxels of the T1w images on their own grids.
     threads : int
         Number of threads per step.
     quick : bool
-        Whether registration is coarse, as with ``--sloppy``: a tenth of its work, our choice.
-    synthesize : bool
-        Whether PET is predicted.
+        Whether registration is coarse, as with ``--sloppy``.
+    preprocess, synthesize : bool
+        Whether images are registered, and whether PET is predicted.
     spared : sequence of float
         Result of :func:`seconds_spared` for each visit; empty if nothing is taken from other apps.
     """
-    coarse, size = 0.1 if quick else 1.0, voxels / VOXELS
-    images = visits + pets + visits * synthesize
-    cpu = coarse * (visits * T1W_SECONDS + pets * PET_SECONDS - sum(spared))
+    size, native = voxels / VOXELS, t1w_voxels / T1W_VOXELS
+    share = (QUICK if quick else 1.0) * preprocess
+    images = (visits + pets) * preprocess + visits * synthesize
+    cpu = share * (visits * T1W_SECONDS + pets * PET_SECONDS - sum(spared))
     cpu += images * size * ON_GRID_SECONDS
     with_pet = min(pets, 1)
     longest = T1W_SECONDS + with_pet * PET_SECONDS - min(spared, default=0.0)
-    per_visit = coarse * max(longest, 0.0)  # below 0 if several PETs of a visit are taken over
-    per_visit += (1 + with_pet + synthesize) * size * ON_GRID_SECONDS
-    output = visits * VISIT_GB + pets * PET_GB + images * size * IMAGE_GB
+    per_visit = share * max(longest, 0.0)  # below 0 if several PETs of a visit are taken over
+    per_visit += ((1 + with_pet) * preprocess + synthesize) * size * ON_GRID_SECONDS
+    per_t1w = visits * (T1W_GB * preprocess + SYNTHETIC_GB * synthesize)
+    per_pet = pets * (PET_GB * preprocess + SUBTRACTED_GB * synthesize)
+    output = native * (per_t1w + per_pet) + images * size * IMAGE_GB
+    output += visits * (QUICK_TRANSFORMS_GB if quick else TRANSFORMS_GB) * preprocess
     return Estimate(
         cpu,
         _in_threads(per_visit, threads),

@@ -9,7 +9,7 @@ from pathlib import Path
 from nipype.pipeline.engine import Workflow
 
 from bids_app import nifti
-from bids_app.arguments import IN_TEMPLATE, PREPROCESSED, WITH_PET
+from bids_app.arguments import PREPROCESSED, WITH_PET
 from bids_app.dataset.index import frame_durations, frame_starts
 from bids_app.dataset.selection import select
 from bids_app.derivatives.description import dataset_names
@@ -258,7 +258,9 @@ def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
 
     The first dataset that has PET of the visit is preferred, then the first with a transform to the
     run's template, because a PET lies on the T1w of its own dataset. A PET of a dataset without a
-    T1w is assumed to lie on that of another.
+    T1w is assumed to lie on that of another. A T1w in MNI space is used only with PET in the same
+    space: a brain scaled to the template has another size than that in a raw PET, which is
+    registered rigidly.
 
     Parameters
     ----------
@@ -279,50 +281,46 @@ def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
         for app in apps
         if (found := find_derived_t1w(*app, visit.t1w, template)) is not None
     }
-    if not t1ws:
-        names = " or ".join(name for name, _, _ in apps)
+    without = [app for app in apps if app not in t1ws]
+    pets = {app: _derived_pets(visit, [app, *without], t1w) for app, t1w in t1ws.items()}
+    usable = [app for app, t1w in t1ws.items() if all(pets[app]) or not t1w.in_template]
+    if not usable:
+        names = " or ".join(name for name, _, _ in t1ws or apps)
+        lacks = "PET in the space of its T1w" if t1ws else "preprocessed T1w with a brain mask"
         note = (
-            f"{names} has no preprocessed T1w with a brain mask of {label_of(visit)}, so both are "
-            "computed from the raw images"
+            f"{names} has no {lacks} of {label_of(visit)}, so both are computed from the raw images"
         )
         return replace(visit, notes=(*visit.notes, note))
-    pets = {app: _derived_pets(visit, app, template) for app in apps}
-    best = min(t1ws, key=lambda app: (not any(pets[app]), not t1ws[app].is_registered))
+    best = min(usable, key=lambda app: (not any(pets[app]), not t1ws[app].is_registered))
     t1w = t1ws[best]
     _check_derived_t1w(t1w)
-    onto = [best, *(app for app in apps if app not in t1ws and _same_space(app, best))]
-    chosen = tuple(
-        next((pets[app][number] for app in onto if pets[app][number]), None)
-        for number in range(len(visit.pets))
-    )
     return replace(
         visit,
         t1w=replace(visit.t1w, derived=t1w, orientation=""),
-        pets=tuple(new or raw for new, raw in zip(chosen, visit.pets, strict=True)),
+        pets=tuple(new or raw for new, raw in zip(pets[best], visit.pets, strict=True)),
         notes=(*visit.notes, _describe_t1w(t1w, visit, template)),
     )
 
 
-def _same_space(app: App, other: App) -> bool:
-    """Return whether both datasets are in MNI space, or both in that of the T1w."""
-    return (app[0] in IN_TEMPLATE) == (other[0] in IN_TEMPLATE)
+def _derived_pets(visit: Visit, apps: Iterable[App], t1w: Derived) -> list[Scan | None]:
+    """Return each PET of a visit as preprocessed by the first app that has it on a T1w."""
+    return [
+        next((found for app in apps if (found := _derived_pet(pet, app, t1w)) is not None), None)
+        for pet in visit.pets
+    ]
 
 
-def _derived_pets(visit: Visit, app: App, template: str) -> list[Scan | None]:
-    """Return each PET of a visit as preprocessed by an app, with metadata of its sidecar."""
-    pets = list[Scan | None]()
-    for pet in visit.pets:
-        found = find_derived_pet(*app, pet, template)
-        if found is None:
-            pets.append(None)
-            continue
-        derived, fields = found
-        metadata = {key: value for key, value in pet.metadata if key != "Units"}  # may have changed
-        for key in ("FrameDuration", "Units"):
-            if key in fields:
-                metadata[key] = tuple(fields[key]) if isinstance(fields[key], list) else fields[key]
-        pets.append(replace(pet, derived=derived, metadata=tuple(metadata.items()), orientation=""))
-    return pets
+def _derived_pet(pet: Scan, app: App, t1w: Derived) -> Scan | None:
+    """Return a PET as preprocessed by an app, with metadata of its sidecar."""
+    found = find_derived_pet(*app, pet, t1w)
+    if found is None:
+        return None
+    derived, fields = found
+    metadata = {key: value for key, value in pet.metadata if key != "Units"}  # may have changed
+    for key in ("FrameDuration", "Units"):
+        if key in fields:
+            metadata[key] = tuple(fields[key]) if isinstance(fields[key], list) else fields[key]
+    return replace(pet, derived=derived, metadata=tuple(metadata.items()), orientation="")
 
 
 def _check_derived_t1w(t1w: Derived) -> None:
