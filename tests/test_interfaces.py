@@ -279,12 +279,34 @@ def head(tmp_path, rng):
 
 
 @pytest.mark.parametrize("mode", ["auto", "skip"])
-def test_a_stripped_brain_is_found_by_its_zeros(tmp_path, head, mode):
-    path, _, inside, affine = head
+def test_a_stripped_brain_is_found_by_its_zeros(tmp_path, head, monkeypatch, mode):
+    path, data, inside, affine = head
+    monkeypatch.setattr(brain, "extract", lambda *_anything: inside & (data < 109))
     out = node(ExtractBrain, tmp_path, t1w=path, source="sub-01_T1w", mode=mode, threads=1)
     mask = nifti.load(out.mask)
     assert np.array_equal(mask.data > 0, inside)
     assert mask.affine == pytest.approx(affine, abs=1e-4)
+    assert out.sidecar["SkullStripped"] is True
+
+
+def test_a_small_head_with_air_of_0_is_not_taken_for_a_stripped_brain(tmp_path, head, monkeypatch):
+    """All that is not 0 in the T1w of an infant's head may have the size of a brain."""
+    path, data, inside, _ = head
+    half = inside & (data > 105)
+    monkeypatch.setattr(brain, "extract", lambda *_anything: half)
+    out = node(ExtractBrain, tmp_path, t1w=path, source="sub-01_T1w", mode="auto", threads=1)
+    assert np.array_equal(nifti.load(out.mask).data > 0, half)
+    assert out.sidecar == {"SkullStripped": False, "BrainExtraction": "deepbet"}
+
+
+def test_a_stripped_brain_in_which_deepbet_finds_none_is_used(tmp_path, head, monkeypatch):
+    def extract(*_anything):
+        raise ValueError("deepbet found no brain")
+
+    path, _, inside, _ = head
+    monkeypatch.setattr(brain, "extract", extract)
+    out = node(ExtractBrain, tmp_path, t1w=path, source="sub-01_T1w", mode="auto", threads=1)
+    assert np.array_equal(nifti.load(out.mask).data > 0, inside)
     assert out.sidecar["SkullStripped"] is True
 
 
