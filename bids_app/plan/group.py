@@ -34,6 +34,7 @@ from bids_app.visit import label_of
 from bids_app.workflows.training import Fold, StoredImage
 
 FEWEST = 2  # controls in the training part of a fold, because pairs need two
+LARGEST_LESION = 1.0  # litres; a hemisphere has about half of that; our choice
 VOLUMES = "pictures"  # folder of stored volumes, in the work folder
 
 
@@ -367,7 +368,13 @@ def keep_usable(study: Study, cohort: Subjects, *, synthetic: bool) -> Subjects:
 def _usable_mask(root: Path, visit: Preprocessed, settings: Settings) -> LesionMask | None:
     mask = find_lesion_mask(root, visit, settings.template)
     if mask is not None:
-        check_labels(mask.path, orientation=settings.assume_orientation)
+        image = check_labels(mask.path, orientation=settings.assume_orientation)
+        litres = float(np.count_nonzero(np.nan_to_num(image.data)) * np.prod(image.zooms) * 1e-6)
+        if litres > LARGEST_LESION:
+            raise UnusableDataError(
+                f"{mask.path}: marks {litres:.1f} litres, more than any lesion; if it is inverted, "
+                "save 1 in the lesion and 0 elsewhere"
+            )
         if not mask.in_template:
             _refuse_unreachable(mask, visit, settings.template)
     return mask
@@ -404,6 +411,8 @@ def _describe_mask(visit: Preprocessed, mask: LesionMask | None) -> str:
     else:
         manner, app = "resampled from the T1w", _read_native(visit).get("TakenFrom")
     doubt = f"; this T1w was taken from {app}: check that the mask fits it" if app else ""
+    if not mask.in_template and visit.session is not None and "_ses-" not in mask.path.name:
+        doubt += f"; its name has no session: check that it was drawn on the T1w of {label}"
     return f"{label}: lesions are those of {mask.path.name}, {manner} to the grid{doubt}"
 
 
@@ -534,7 +543,8 @@ def _describe(names: Sequence[str], controls: Mapping[str, Mapping[str, Cell]]) 
         return describe_covariates({n: [cells[n] for cells in controls.values()] for n in names})
     except ValueError as error:
         raise UnusableDataError(
-            f"--covariates: {error}, so its effect cannot be estimated; leave it out"
+            f"--covariates: {error}, so its effect cannot be estimated; correct participants.tsv "
+            "and run the participant level again, or leave it out"
         ) from error
 
 
