@@ -13,6 +13,7 @@ from cohorts import GRID, TEMPLATE, stored_image
 
 from bids_app import nifti
 from bids_app.app.images import refuse_twins, store_images
+from bids_app.derivatives.detections import native_brain
 from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.sidecars import Space
 from bids_app.errors import MissingInputError, UnusableDataError
@@ -171,6 +172,27 @@ def test_a_mask_without_a_session_is_used_with_a_word_of_warning(tmp_path):
     who = replace(who, visit=replace(who.visit, session="1"))
     draw(tmp_path / "masks", "sub-p1_space-T1w_label-L_mask.nii.gz")
     assert "drawn on the T1w of sub-p1 ses-1" in find(tmp_path / "masks", who).notes[0]
+
+
+@pytest.mark.parametrize("space", ["T1w", TEMPLATE])
+def test_a_mask_outside_the_brain_is_used_with_a_word_of_warning(tmp_path, space):
+    """As if saved with another affine than that of the image on which it was drawn."""
+    who = with_native_t1w(tmp_path / "out")
+    who = replace(who, visit=replace(who.visit, brain_mask=tmp_path / "mask.nii.gz"))
+    path = draw(tmp_path / "masks", f"sub-p1_space-{space}_label-L_mask.nii.gz")
+    mask = nifti.load(path)
+    brain = tmp_path / "mask.nii.gz" if space == TEMPLATE else native_brain(who.visit)
+    nifti.save(nifti.Image(np.roll(mask.data, 3, axis=2), mask.affine), brain)  # 8 of 11 slices
+    assert len(find(tmp_path / "masks", who).notes) == 1
+    shifted = mask.affine.copy()
+    shifted[2, 3] -= 20
+    nifti.save(nifti.Image(mask.data, shifted), path)
+    found = find(tmp_path / "masks", who)
+    assert "sub-p1: only 27 % of sub-p1_space" in found.notes[1]
+    assert len(found.masks) == 1
+    shifted[:2, 3] += 999
+    nifti.save(nifti.Image(mask.data, shifted), path)
+    assert "only 0 % of" in find(tmp_path / "masks", who).notes[1]
 
 
 def test_labels_may_be_rounded_by_scaling_and_unknown_outside(tmp_path):
