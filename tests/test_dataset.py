@@ -491,6 +491,8 @@ def test_what_is_neither_label_nor_file():
         {"t1w": {"colour": "red"}},
         {"pet": {"run": {"a": 1}}},
         {"pet": {"run": [1.5]}},
+        {"t1w": {"suffix": "UNIT1"}},
+        {"pet": {"datatype": ["anat"]}},
     ],
 )
 def test_filters_that_cannot_be_understood(filters):
