@@ -27,6 +27,7 @@ from bids_app.imaging.intensity import (
     intensity_of_one,
     raise_above_zero,
     scale_to_unit,
+    subtract_floor,
 )
 from bids_app.imaging.regions import RegionalUptake, measure_uptake_by_region
 from bids_app.imaging.similarity import measure, normalized_mutual_information, pseudo_normal
@@ -79,6 +80,15 @@ def _without_spikes(image, name):
     return nifti.Image(data, image.affine, notes)
 
 
+def _without_floor(image, name):
+    """Subtract a constant that was added to all intensities; return the image, with a note."""
+    data, floor = subtract_floor(image.data)
+    notes = image.notes
+    if floor:
+        notes += (f"{name}: no intensity is below {floor:g}, which was subtracted from all.",)
+    return nifti.Image(data, image.affine, notes)
+
+
 class ReadT1w(SimpleInterface):
     """Read and check a T1w, and save it in a form that ITK can read."""
 
@@ -93,7 +103,7 @@ class ReadT1w(SimpleInterface):
                 "average or choose one of them"
             )
         name, cwd = Path(self.inputs.t1w).name, Path(runtime.cwd)
-        image, valid = _without_gaps(image, name)
+        image, valid = _without_gaps(_without_floor(image, name), name)
         image = _without_spikes(image, name)
         nifti.save(image, cwd / "t1w.nii")
         nifti.save(nifti.Image(valid, image.affine), cwd / "valid.nii.gz")
