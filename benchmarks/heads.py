@@ -100,8 +100,7 @@ def brain_of(source: Path, work: Path) -> np.ndarray:
     out = work / "mask.nii.gz"
     code = (
         "import sys; from bids_app import nifti; from bids_app.anatomy import brain; "
-        "image = nifti.load(sys.argv[1]); stripped = brain.is_stripped(image); "
-        "mask = brain.foreground(image) if stripped else brain.extract(image, 1); "
+        "image = nifti.load(sys.argv[1]); mask, _ = brain.find_brain(image, 1); "
         "nifti.save(nifti.Image(mask, image.affine), sys.argv[2])"
     )
     subprocess.run([sys.executable, "-c", code, source, out], check=True)

@@ -38,7 +38,7 @@ import sys, time; from pathlib import Path; from bids_app import nifti
 from bids_app.anatomy import brain
 work, t1w, threads = Path(sys.argv[1]), nifti.load_scan(sys.argv[2]), int(sys.argv[3])
 start = time.perf_counter()
-mask = brain.foreground(t1w) if brain.is_stripped(t1w) else brain.extract(t1w, threads)
+mask, _ = brain.find_brain(t1w, threads)
 print(time.perf_counter() - start)
 nifti.save(t1w, work / "t1w.nii"); nifti.save(nifti.Image(mask, t1w.affine), work / "mask.nii.gz")
 nifti.save(nifti.Image(t1w.data * mask, t1w.affine), work / "brain.nii")

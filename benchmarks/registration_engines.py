@@ -73,8 +73,7 @@ def prepare_real(source: Path, folder: Path) -> None:
     from bids_app.anatomy import brain
 
     image = nifti.load_scan(source)
-    stripped = brain.is_stripped(image)
-    mask = brain.foreground(image) if stripped else brain.extract(image, 1)
+    mask, _ = brain.find_brain(image, 1)
     finish(image.data, image.affine, mask, folder)
     t1w = nifti.load(folder / "brain.nii.gz")
     labels = classify(t1w.data, mask).astype(np.int16)

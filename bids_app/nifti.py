@@ -362,14 +362,14 @@ def load_scan(path: Path | str, *, orientation: str = "", gaps: bool = False) ->
     return image
 
 
-def check_labels(path: Path, *, orientation: str = "") -> None:
-    """Check that an image can be a mask or a label image.
+def check_labels(path: Path, *, orientation: str = "") -> Image:
+    """Read an image, and check that it can be a mask or a label image.
 
     Raises
     ------
     MissingInputError, ReadWriteError, UnusableDataError
         See :func:`load`. UnusableDataError also if there is more than one volume, or values are not
-        whole numbers.
+        whole numbers, or negative.
     """
     image = load(path, orientation=orientation)
     if image.data.ndim != 3:
@@ -382,6 +382,11 @@ def check_labels(path: Path, *, orientation: str = "") -> None:
             f"{path}: some values are not integers, so this is not a label image; apply a "
             "threshold, such as 0.5, and save 0 and 1"
         )
+    if known.min(initial=0) < -NEARLY_WHOLE:
+        raise UnusableDataError(
+            f"{path}: some values are negative, so this is not a label image; save 0 outside labels"
+        )
+    return image
 
 
 def from_nibabel(image: nib.spatialimages.SpatialImage) -> Image:

@@ -117,6 +117,7 @@ def write_synthetic(out: Path, paths: VisitPaths, rng, *, seen=False, times_mean
         smoothing_fwhm=1.5,
         trained_on_this_participant=seen,
         times_mean=times_mean,
+        t1w_fingerprint="f",
     )
     _synthesized(path, rng, sidecar)
     return path

@@ -13,6 +13,7 @@ from cohorts import GRID, TEMPLATE, stored_image
 
 from bids_app import nifti
 from bids_app.app.images import refuse_twins, store_images
+from bids_app.derivatives.detections import native_brain
 from bids_app.derivatives.find import Preprocessed
 from bids_app.derivatives.sidecars import Space
 from bids_app.errors import MissingInputError, UnusableDataError
@@ -32,7 +33,9 @@ def patient(label, session=None):
 def draw(root, name):
     path = root / name.partition("_")[0] / "anat" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    nifti.save(nifti.Image(np.ones(GRID.shape, np.uint8), GRID.affine), path)
+    lesion = np.zeros(GRID.shape, np.uint8)
+    lesion[9:20, 9:20, 9:20] = 1
+    nifti.save(nifti.Image(lesion, GRID.affine), path)
     return path
 
 
@@ -127,6 +130,10 @@ def soften(path, image):
     nifti.to_nibabel(nifti.Image(data, image.affine)).to_filename(path)
 
 
+def lower(path, image):
+    nifti.to_nibabel(nifti.Image(image.data - 1, image.affine)).to_filename(path)
+
+
 def double(path, image):
     nifti.save(nifti.Image(np.stack([image.data] * 2, axis=-1), image.affine), path)
 
@@ -137,6 +144,7 @@ def double(path, image):
         (shorten, "truncated or damaged"),
         (garble, "truncated or damaged"),
         (soften, "some values are not integers, so this is not a label image; apply a threshold"),
+        (lower, "some values are negative, so this is not a label image"),
         (double, "has 4 axes, but a label image has three; give a single volume"),
     ],
 )
@@ -150,9 +158,46 @@ def test_a_mask_that_would_be_misread_is_refused(tmp_path, spoil, words):
     assert problem.exit_code == 65
 
 
+def test_a_mask_larger_than_any_lesion_is_refused(tmp_path):
+    """As the masks of cost functions, which are 0 in the lesion."""
+    path = draw(tmp_path, f"sub-p1_space-{TEMPLATE}_label-L_mask.nii.gz")
+    mask = nifti.load(path)
+    nifti.save(nifti.Image(mask.data == 0, mask.affine), path)
+    (problem,) = find(tmp_path, patient("p1")).problems
+    assert problem.sentence.startswith(f"sub-p1: {path}: marks 4.1 litres, more than any lesion")
+
+
+def test_a_mask_without_a_session_is_used_with_a_word_of_warning(tmp_path):
+    who = with_native_t1w(tmp_path / "out")
+    who = replace(who, visit=replace(who.visit, session="1"))
+    draw(tmp_path / "masks", "sub-p1_space-T1w_label-L_mask.nii.gz")
+    assert "drawn on the T1w of sub-p1 ses-1" in find(tmp_path / "masks", who).notes[0]
+
+
+@pytest.mark.parametrize("space", ["T1w", TEMPLATE])
+def test_a_mask_outside_the_brain_is_used_with_a_word_of_warning(tmp_path, space):
+    """As if saved with another affine than that of the image on which it was drawn."""
+    who = with_native_t1w(tmp_path / "out")
+    who = replace(who, visit=replace(who.visit, brain_mask=tmp_path / "mask.nii.gz"))
+    path = draw(tmp_path / "masks", f"sub-p1_space-{space}_label-L_mask.nii.gz")
+    mask = nifti.load(path)
+    brain = tmp_path / "mask.nii.gz" if space == TEMPLATE else native_brain(who.visit)
+    nifti.save(nifti.Image(np.roll(mask.data, 3, axis=2), mask.affine), brain)  # 8 of 11 slices
+    assert len(find(tmp_path / "masks", who).notes) == 1
+    shifted = mask.affine.copy()
+    shifted[2, 3] -= 20
+    nifti.save(nifti.Image(mask.data, shifted), path)
+    found = find(tmp_path / "masks", who)
+    assert "sub-p1: only 27 % of sub-p1_space" in found.notes[1]
+    assert len(found.masks) == 1
+    shifted[:2, 3] += 999
+    nifti.save(nifti.Image(mask.data, shifted), path)
+    assert "only 0 % of" in find(tmp_path / "masks", who).notes[1]
+
+
 def test_labels_may_be_rounded_by_scaling_and_unknown_outside(tmp_path):
     path = draw(tmp_path, f"sub-p1_space-{TEMPLATE}_label-L_mask.nii.gz")
-    data = np.full(GRID.shape, 0.99999, np.float32)
+    data = 0.99999 * nifti.load(path).data
     data[0] = np.nan
     nifti.to_nibabel(nifti.Image(data, GRID.affine)).to_filename(path)
     assert find(tmp_path, patient("p1")).problems == ()

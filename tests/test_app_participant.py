@@ -10,16 +10,18 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from cohorts import running_with
+from cohorts import running_with, write_controls
 from foreign import drawn, in_volume
 from phantoms import add_pet, add_t1w, write_dataset
 
 from bids_app import nifti
+from bids_app.app.participant import describe_replaced
 from bids_app.cli import main
 from bids_app.dataset.validation import find_validator
 from bids_app.files import file_sha256, read_tsv
@@ -429,3 +431,24 @@ def test_a_dry_run_tells_and_writes_nothing(raw, tmp_path, capsys):
     assert "Used" in said
     assert "disk 0.0 GB for results" in said  # images on the grid of a T1w of 4 mm are small
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "told"),
+    [("ellipsoids", "T1w.nii", False), ("spheres", "T1w.nii", True), ("spheres", "none", False)],
+)
+def test_results_of_another_dataset_that_are_replaced_are_told_of(
+    tmp_path, rng, dataset, name, told
+):
+    """Most datasets have a sub-01; two in one output folder replace each other's."""
+    out, raw, t1w = tmp_path / "out", tmp_path / "other", tmp_path / "T1w.nii"
+    write_controls(out, ["01"], rng)
+    raw.mkdir()
+    (raw / "dataset_description.json").write_text(json.dumps({"Name": dataset}))
+    t1w.touch()
+    paths = SimpleNamespace(t1w_in_template=tmp_path / name)
+    plan = SimpleNamespace(visit=SimpleNamespace(subject="01"), paths=paths)
+    sentence = describe_replaced([plan], SimpleNamespace(output_dir=out, bids_dir=raw))
+    expected = "results of sub-01 from the dataset 'ellipsoids', which this run replaces by those"
+    assert (expected in sentence) is told
+    assert bool(sentence) is told

@@ -491,6 +491,8 @@ def test_what_is_neither_label_nor_file():
         {"t1w": {"colour": "red"}},
         {"pet": {"run": {"a": 1}}},
         {"pet": {"run": [1.5]}},
+        {"t1w": {"suffix": "UNIT1"}},
+        {"pet": {"datatype": ["anat"]}},
     ],
 )
 def test_filters_that_cannot_be_understood(filters):
@@ -564,10 +566,11 @@ def test_only_the_participants_asked_for_are_indexed(raw, monkeypatch):
 def test_participants_table(tmp_path):
     assert read_participants(tmp_path)[0] == {}
     table = "\ufeffparticipant_id\tgroup\tage\nsub-01\tcontrol\t30\n02\tpatient\n\n"
+    table += "03\tpatient\tN/A\n04\tpatient\tNaN\n"
     (tmp_path / "participants.tsv").write_text(table, encoding="utf-8")
     assert read_participants(tmp_path)[0] == {
         "01": {"group": "control", "age": "30"},
-        "02": {"group": "patient", "age": "n/a"},
+        **{label: {"group": "patient", "age": "n/a"} for label in ("02", "03", "04")},
     }
 
 

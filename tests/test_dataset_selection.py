@@ -595,6 +595,7 @@ def test_a_table_of_sessions_that_is_no_file_is_as_if_it_were_not_there(raw):
         ("sub-01_t1w.nii.gz", "its name"),
         ("sub-01_T1.nii.gz", "its name"),
         ("mprage.nii", "its name"),
+        ("sub-01_UNIT1.nii.gz", "MP2RAGE"),
         ("sub-01_T1w.nii.bz2", "gzip"),
         ("sub-01_T1w.zip", "archive"),
     ],
@@ -609,7 +610,7 @@ def test_there_is_a_file_but(raw, name, word):
     assert word in reason
 
 
-@pytest.mark.parametrize("name", ["sub-01_T2w.mgz", "sub-01_UNIT1.nii.gz", "notes.txt", ".T1w.nii"])
+@pytest.mark.parametrize("name", ["sub-01_T2w.mgz", "sub-01_T1map.nii.gz", "notes.txt", ".T1w.nii"])
 def test_what_is_meant_as_something_else_is_not_taken_for_a_t1w(raw, name):
     ((reason, code),) = problems(select(raw({"02": ["T1w"]}, {f"sub-01/anat/{name}": ""})))
     assert (reason[:28], code) == ("sub-01: no T1w and no PET; a", 66)

@@ -219,6 +219,7 @@ def write_visit(out: Path, raw: Path, visit: Visit, mark: str = "f") -> dict[Pat
         smoothing_fwhm=1.5,
         trained_on_this_participant=False,
         times_mean=2.5,
+        t1w_fingerprint=origin.fingerprint,
     )
     made[paths.uncertainty] = sidecars.uncertainty(made[paths.synthetic_pet], SPACE, "a")
     assert set(made) == {*paths.preprocessed, *paths.synthesized, paths.uncertainty}

@@ -63,6 +63,7 @@ def write_visit(
             smoothing_fwhm=1.5,
             trained_on_this_participant=False,
             times_mean=2.5,
+            t1w_fingerprint=origin.fingerprint,
         )
     for path, content in made.items():
         write_json(sidecar_path(path), content)
@@ -206,6 +207,18 @@ def test_a_pet_of_an_earlier_run_is_told_of_but_not_shown(out):
     assert "sub-01_trc-18FFDG_run-1: this PET is left over from an earlier run" in visit.t1w.fault
     write_json(first, {**read_json(first), "Fingerprint": "f"})
     assert len(find_results(out, "01", (2, 2, 2))[0].pets) == 2
+
+
+def test_a_synthetic_pet_of_an_earlier_t1w_is_told_of_but_not_shown(out):
+    """``--stage preprocess`` replaces the T1w alone."""
+    paths = write_visit(out, "01")
+    (whole,) = find_results(out, "01", (2, 2, 2))
+    assert whole.synthetic is not None
+    t1w = sidecar_path(paths.t1w_in_template)
+    write_json(t1w, {**read_json(t1w), "Fingerprint": "later"})
+    (visit,) = find_results(out, "01", (2, 2, 2))
+    assert visit.synthetic is None
+    assert "desc-synth_pet.nii.gz: is left over from an earlier run" in visit.t1w.fault
 
 
 def test_what_macos_writes_beside_files_is_no_result(out):

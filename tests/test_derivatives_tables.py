@@ -121,6 +121,21 @@ def test_of_whom_nothing_is_known_is_told(remarked):
     ]
 
 
+def test_values_that_differ_by_case_are_told_of(out):
+    rows = [
+        {"participant_id": f"sub-0{n}", "group": group, "age": n}
+        for n, group in enumerate(["control", "Control", "control", "patient", "CONTROL"])
+    ]
+    write_tsv(out / "participants.tsv", ["participant_id", "group", "age"], rows)
+    queries = ["group == 'control' and age < 9", "group == 'patient'"]
+    tail = "in participants.tsv, elsewhere 'control'; queries distinguish upper and lower case"
+    assert sorted(describe_unknown_columns(out, queries)) == [
+        f"sub-01: group is 'Control' {tail}",
+        f"sub-04: group is 'CONTROL' {tail}",
+    ]
+    assert describe_unknown_columns(out, ["age < 9"]) == []
+
+
 @pytest.mark.parametrize("text", ["[]", "{", '{"participant_id": 3}', '{"participant_id": {}}'])
 def test_a_damaged_explanation_says_nothing(out, text):
     (out / "participants.json").write_text(text)

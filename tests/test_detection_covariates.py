@@ -45,10 +45,24 @@ def test_what_is_the_same_in_all_controls_is_no_covariate():
         describe_covariates({"age": []})
 
 
-def test_numbers_among_texts_are_levels_wherever_they_are_read():
-    description = describe_covariates({"site": [1.0, "a", 1.0, 12.0]})
-    assert description["site"]["levels"] == ["1", "12", "a"]
-    assert encode({"site": 12.0}, description) == encode({"site": "12"}, description)
+@pytest.mark.parametrize(
+    ("cells", "sentence"),
+    [
+        ([45.0, 60.0, "90+", 45.0], "x is '90[+]' in some controls, and a number in others"),
+        (["M", "F", "m", "F"], "x is 'M' and 'm'"),
+        (["45,5", "38,1", "60,2", "45,5", "7,0"], "4 different texts in 5 controls, such as"),
+        (["045Y", "038Y", "060Y", "051Y"], "4 different texts in 4 controls, such as '038Y'"),
+    ],
+)
+def test_numbers_written_in_other_ways_are_no_levels(cells, sentence):
+    """Each age would be a level of its own, and nothing would be adjusted for age."""
+    with pytest.raises(ValueError, match=sentence):
+        describe_covariates({"x": cells})
+
+
+def test_numbers_of_a_person_may_be_levels():
+    description = describe_covariates({"site": ["1", "2", "2", "1"]})
+    assert encode({"site": 2.0}, description) == encode({"site": "2"}, description)
 
 
 def test_a_level_or_a_text_that_no_control_has_is_refused():

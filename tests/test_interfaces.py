@@ -79,6 +79,23 @@ def test_a_t1w_is_handed_on_as_it_is(tmp_path, rng, head_affine, save):
     assert np.array_equal(load_on_grid(out.t1w, head_affine), data[..., 0])
 
 
+def test_a_constant_added_to_a_t1w_is_subtracted(tmp_path, rng, save):
+    """Otherwise, tissues would be more alike in it than in the T1w of training."""
+    data = np.rint(900 * rng.random(SHAPE)).astype(np.float32)
+    data[0, 0, 0], data[1, 1, 1] = 0, 900
+    shifted = data + 500
+    shifted[2, 2, 2] = np.nan
+    nifti.to_nibabel(nifti.Image(shifted, np.diag([8.0, 8, 8, 1]))).to_filename(tmp_path / "x.nii")
+    out = node(ReadT1w, tmp_path, t1w=str(tmp_path / "x.nii"))
+    expected = np.where(np.isnan(shifted), 0, data)
+    np.testing.assert_array_equal(nifti.load(out.t1w).data, expected)
+    assert "x.nii: no intensity is below 500, which was subtracted" in str(out.sidecar)
+    noisy = data + 20  # as air may be
+    np.testing.assert_array_equal(
+        nifti.load(node(ReadT1w, tmp_path, t1w=save("in", noisy)).t1w).data, noisy
+    )
+
+
 def test_a_t1w_of_several_volumes_is_refused(tmp_path, rng, save):
     with pytest.raises(UnusableDataError, match=r"in\.nii\.gz: 3 volumes, where a T1w has one"):
         node(ReadT1w, tmp_path, t1w=save("in", rng.random((*SHAPE, 3))))
@@ -268,12 +285,34 @@ def head(tmp_path, rng):
 
 
 @pytest.mark.parametrize("mode", ["auto", "skip"])
-def test_a_stripped_brain_is_found_by_its_zeros(tmp_path, head, mode):
-    path, _, inside, affine = head
+def test_a_stripped_brain_is_found_by_its_zeros(tmp_path, head, monkeypatch, mode):
+    path, data, inside, affine = head
+    monkeypatch.setattr(brain, "extract", lambda *_anything: inside & (data < 109))
     out = node(ExtractBrain, tmp_path, t1w=path, source="sub-01_T1w", mode=mode, threads=1)
     mask = nifti.load(out.mask)
     assert np.array_equal(mask.data > 0, inside)
     assert mask.affine == pytest.approx(affine, abs=1e-4)
+    assert out.sidecar["SkullStripped"] is True
+
+
+def test_a_small_head_with_air_of_0_is_not_taken_for_a_stripped_brain(tmp_path, head, monkeypatch):
+    """All that is not 0 in the T1w of an infant's head may have the size of a brain."""
+    path, data, inside, _ = head
+    half = inside & (data > 105)
+    monkeypatch.setattr(brain, "extract", lambda *_anything: half)
+    out = node(ExtractBrain, tmp_path, t1w=path, source="sub-01_T1w", mode="auto", threads=1)
+    assert np.array_equal(nifti.load(out.mask).data > 0, half)
+    assert out.sidecar == {"SkullStripped": False, "BrainExtraction": "deepbet"}
+
+
+def test_a_stripped_brain_in_which_deepbet_finds_none_is_used(tmp_path, head, monkeypatch):
+    def extract(*_anything):
+        raise ValueError("deepbet found no brain")
+
+    path, _, inside, _ = head
+    monkeypatch.setattr(brain, "extract", extract)
+    out = node(ExtractBrain, tmp_path, t1w=path, source="sub-01_T1w", mode="auto", threads=1)
+    assert np.array_equal(nifti.load(out.mask).data > 0, inside)
     assert out.sidecar["SkullStripped"] is True
 
 

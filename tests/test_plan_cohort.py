@@ -553,6 +553,26 @@ def test_a_t1w_alone_whose_generator_saw_the_subject_elsewhere_is_not_in_the_hyb
     )
 
 
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_synthetic_pet_of_an_earlier_t1w_is_not_used(out, rng, seen):
+    """``--stage preprocess`` replaces the T1w alone."""
+    tell(out, {**GROUPS, "04": "control"})
+    paths = write_control(out, "04", rng, pet=False)
+    write_synthetic(out, paths, rng, seen=seen)
+    if seen:
+        edit(sidecar_path(write_out_of_fold(out, paths, rng)), T1wFingerprint="earlier")
+    else:
+        edit(sidecar_path(paths.t1w_in_template), Fingerprint="later")
+    assert choose(out).notes == (
+        "sub-04: not used, no real PET, and its synthetic PET was predicted from a T1w that was "
+        "replaced since",
+    )
+    people = choose(out, training_set=("hybrid",))
+    assert "04" not in labels(people.controls)
+    advice = "train g again" if seen else "run --stage synthesize again"
+    assert the_problem(people, "04", f"T1w that a later run replaced; {advice}") == 65
+
+
 def write_generator(out, sha256, participants, dataset="ellipsoids", fold=""):
     folder = out / "generators" / "g" / (f"folds/fold-{fold}" if fold else "")
     rows = tuple(tuple(row) for row in np.eye(4).tolist())

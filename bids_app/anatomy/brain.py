@@ -15,6 +15,9 @@ from bids_app.nifti import Image, to_nibabel
 SMALLEST_BRAIN, LARGEST_BRAIN = 0.5, 2.3  # litres; our choice, from infants to the largest brains
 NO_MEMORY = "allocate memory"  # part of torch's error message
 LEAST_BACKGROUND = 0.3  # share of exact zeros in a stripped image, at least; our choice
+# Share of a stripped image that deepbet takes for brain, at least: 0.97 to 0.98 in five stripped
+# brains, 0.56 or less in heads (docs/results/robustness.md); our choice
+LEAST_BRAIN = 0.75
 
 
 def litres(mask: Mask, image: Image) -> float:
@@ -32,14 +35,48 @@ def foreground(image: Image) -> Mask:
 
 
 def is_stripped(image: Image) -> bool:
-    """Check whether an image is skull-stripped already.
+    """Check whether an image looks as if it were skull-stripped already.
 
-    A stripped image has exact zeros around an object of the size of a brain. A whole head, even
+    A stripped image has exact zeros around an object of the size of a brain. An adult's head, even
     defaced, is larger, and air is seldom exactly zero. The bounds are our choice.
     """
     zeros = float((image.data == 0).mean())
     size = litres(foreground(image), image)
     return zeros >= LEAST_BACKGROUND and SMALLEST_BRAIN <= size <= LARGEST_BRAIN
+
+
+def find_brain(image: Image, threads: int) -> tuple[Mask, bool]:
+    """Find the brain of a T1w, which may be skull-stripped already.
+
+    The whole head of an infant may be as small as a brain, with air set to 0: deepbet then finds a
+    brain that is clearly smaller than all that is not 0.
+
+    Parameters
+    ----------
+    image, threads : Image, int
+        See :func:`extract`.
+
+    Returns
+    -------
+    ndarray of bool, (I, J, K)
+        Brain mask.
+    bool
+        Whether the T1w is skull-stripped.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        See :func:`extract`.
+    """
+    if not is_stripped(image):
+        return extract(image, threads), False
+    whole = foreground(image)
+    try:
+        brain = extract(image, threads)
+    except ValueError:  # it was trained on heads
+        return whole, True
+    stripped = bool((brain & whole).sum() >= LEAST_BRAIN * whole.sum())
+    return (whole if stripped else brain), stripped
 
 
 def _without_empty_planes(image: Image) -> tuple[tuple[slice, ...], Image]:

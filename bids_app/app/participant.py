@@ -38,11 +38,16 @@ from bids_app.dataset.index import find_subjects
 from bids_app.dataset.participants import read_participants
 from bids_app.dataset.validation import validate_bids
 from bids_app.derivatives import description
-from bids_app.derivatives.description import find_container, raw_dataset_names, start_dataset
+from bids_app.derivatives.description import (
+    dataset_names,
+    find_container,
+    raw_dataset_names,
+    start_dataset,
+)
 from bids_app.derivatives.find import describe_coverage
 from bids_app.derivatives.sidecars import read_derivative
 from bids_app.derivatives.tables import finish_dataset
-from bids_app.errors import MissingInputError, Mri2petError, count_noun
+from bids_app.errors import MissingInputError, Mri2petError, count_noun, name_some
 from bids_app.files import read_tsv
 from bids_app.generators import GeneratorChoice, describe_namesakes
 from bids_app.plan.estimate import estimate_participants, seconds_spared
@@ -97,6 +102,8 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
         aside = [*problems_of(selection), *early]
         if not (plans or done):
             raise error_of(aside)
+        if replaced := describe_replaced(plans, run):
+            console.warn(replaced)
         selection = _report_namesakes(selection, run, console)
         if settings.dry_run:
             _estimate(plans, run, settings, console)
@@ -123,6 +130,21 @@ def _select(settings: Settings, console: Console) -> Selection:
     if settings.dry_run:
         console.report_selection(selection, settings.bids_dir)
     return selection
+
+
+def describe_replaced(plans: Sequence[VisitPlan], run: ParticipantPlan) -> str:
+    """Describe results of the same labels from another dataset, which a run replaces; or ``""``."""
+    labels = {f"sub-{plan.visit.subject}" for plan in plans if plan.paths.t1w_in_template.exists()}
+    if not labels:
+        return ""
+    before, now = dataset_names(run.output_dir), raw_dataset_names(run.bids_dir)
+    if set(before) & set(now):
+        return ""
+    return (
+        f"{run.output_dir}: contains results of {name_some(sorted(labels))} from the dataset "
+        f"{before[-1]!r}, which this run replaces by those of {now[-1]!r}; if these are other "
+        "people, choose another output folder"
+    )
 
 
 def _report_namesakes(selection: Selection, run: ParticipantPlan, console: Console) -> Selection:

@@ -24,7 +24,10 @@ SHORT = {name: name for name in ALIKE} | {
     "inversion": "inv",
     "modality": "mod",
 }
-IMPLIED = ("datatype", "suffix")  # determined by the key "t1w" or "pet"
+IMPLIED = {  # by the key
+    "t1w": {"datatype": "anat", "suffix": "T1w"},
+    "pet": {"datatype": "pet", "suffix": "pet"},
+}
 EXTENSION = "extension"
 
 
@@ -45,11 +48,18 @@ def _check_query(key: str, query: object) -> None:
     if not isinstance(query, Mapping):
         raise UsageError(f"{prefix} is not an object of entities and labels; correct it")
     for name, labels in query.items():
-        if name not in SHORT and name not in SHORT.values() and name not in (*IMPLIED, EXTENSION):
+        if (
+            name not in SHORT
+            and name not in SHORT.values()
+            and name not in (*IMPLIED[key], EXTENSION)
+        ):
             raise UsageError(f'{prefix}: unknown entity "{name}"; use {", ".join(sorted(SHORT))}')
         values = labels if isinstance(labels, list) else [labels]
         if not all(value is None or isinstance(value, str | int) for value in values):
             raise UsageError(f'{prefix}: "{name}" must be a label, a list of labels, or null')
+        implied = IMPLIED[key].get(name)
+        if implied is not None and not {implied, "*"} & set(values):
+            raise UsageError(f'{prefix}: "{name}" is always "{implied}"; leave it out')
 
 
 def check_filters(filters: object) -> dict[str, Filter]:
@@ -98,7 +108,7 @@ def _passes(scan: Scan, query: Filter) -> bool:
     return all(
         _matches(labels.get(SHORT.get(name, name)), SHORT.get(name, name), wanted)
         for name, wanted in query.items()
-        if name not in IMPLIED
+        if name not in IMPLIED["t1w"]
     )
 
 

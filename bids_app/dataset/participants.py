@@ -8,7 +8,7 @@ from pathlib import Path
 from bids_app.errors import UnusableDataError, name_some
 from bids_app.files import MISSING, read_text, split_lines
 
-SILENT = frozenset((MISSING, "", "NA", "NaN", "nan"))  # cells that contradict no other
+SILENT = frozenset((MISSING, "", "N/A", "NA", "NaN", "nan"))  # cells that contradict no other
 COLUMNS_AT_MOST = 20  # columns with a remark of their own
 ID = "participant_id"
 

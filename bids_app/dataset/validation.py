@@ -21,7 +21,7 @@ from bids_app.lifeline import call_on_signal, tied
 SUFFIX = {datatype: suffix for suffix, datatype in DATATYPE.items()}
 # Names that suggest an image: T1w, T1 or pet as a word, or a sequence such as MPRAGE
 MEANT = {
-    "anat": re.compile(r"(?<![a-z0-9])t1w?(?![a-z])|mprage|spgr|bravo"),
+    "anat": re.compile(r"(?<![a-z0-9])t1w?(?![a-z])|mprage|spgr|bravo|_unit1\."),
     "pet": re.compile(r"(?<![a-z0-9])pet(?![a-z])"),
 }
 TO_NIFTI = "convert it to NIfTI"
@@ -68,6 +68,8 @@ def _why_named(name: str, datatype: str) -> str | None:
         return f"it is {FORMATS[ending]}" if meant or not name.startswith("sub-") else None
     if not meant or not lower.endswith((".nii", ".nii.gz")):
         return None
+    if "_unit1." in lower:
+        return "it is a UNIT1 of MP2RAGE; to use it, copy it to a name that ends in _T1w.nii.gz"
     form = f"sub-<label>[_ses-<label>][_…]_{SUFFIX[datatype]}.nii.gz"
     if not name.endswith((".nii", ".nii.gz")):
         return "its extension is not .nii or .nii.gz in lower case; rename it"

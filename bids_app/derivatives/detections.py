@@ -296,6 +296,11 @@ def native_t1w(visit: Preprocessed) -> Path:
     return _beside(visit, "desc-preproc_T1w.nii.gz")
 
 
+def native_brain(visit: Preprocessed) -> Path:
+    """Return the path of the brain mask on the T1w's own grid."""
+    return _beside(visit, "desc-brain_mask.nii.gz")
+
+
 def template_to_t1w(visit: Preprocessed) -> Path:
     """Return the path of the transform from the template to the T1w."""
     return _beside(visit, f"from-{entities_of(visit.t1w)['space']}_to-T1w_mode-image_xfm.h5")

@@ -16,7 +16,7 @@ from bids_app.derivatives.paths import (
     resolution_label,
     sidecar_path,
 )
-from bids_app.derivatives.sidecars import Derivative, read_derivative
+from bids_app.derivatives.sidecars import OF_T1W, Derivative, read_derivative
 from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
 from bids_app.files import file_sha256, locked, object_at, read_json, write_json
 from bids_app.imaging.coverage import COMPLETE, describe_missing
@@ -488,11 +488,17 @@ def stored_fingerprint(path: Path) -> str:
 
 
 def is_left_over(pet: Path, t1w: Path) -> bool:
-    """Return whether a PET was not made together with its T1w, but by an earlier run.
+    """Return whether a PET was not made together with, or predicted from, this T1w.
 
-    Sidecars of one run have the same fingerprint; without one, nothing is known.
+    Sidecars of one run have the same fingerprint, and that of a synthetic PET repeats the one of
+    its T1w; without one, nothing is known.
     """
-    return len({stored_fingerprint(image) for image in (pet, t1w)} - {""}) > 1
+    try:
+        metadata = read_json(sidecar_path(pet))
+    except (ReadWriteError, UnusableDataError):
+        return False
+    made_with = str(metadata.get(OF_T1W if metadata.get("Synthetic") else "Fingerprint", ""))
+    return len({made_with, stored_fingerprint(t1w)} - {""}) > 1
 
 
 def is_complete(files: Iterable[Path], fingerprint: str) -> bool:
@@ -596,7 +602,7 @@ def find_results(output_dir: Path, subject: str, shape: tuple[int, ...]) -> tupl
     """
     folder = output_dir / f"sub-{subject}"
     stems = sorted({_stem(path) for path in _images(folder, "anat")})
-    visits = {stem: _results(folder, stem, shape) for stem in stems}
+    visits = {stem: _without_old(_results(folder, stem, shape)) for stem in stems}
     pets: dict[str, list[RealPet]] = {stem: [] for stem in stems}
     for stem in sorted({_stem(path) for path in _images(folder, "pet", "sub-*desc-preproc_pet")}):
         in_t1w = read_derivative(_place(folder, "pet", f"{stem}_space-T1w_desc-preproc_pet"))
@@ -613,6 +619,15 @@ def find_results(output_dir: Path, subject: str, shape: tuple[int, ...]) -> tupl
             beside = _in_space(folder, "pet", stem, space, "desc-preproc_pet")
             pets[home].append(RealPet(_spell_out(stem), in_t1w, beside))
     return tuple(replace(visit, pets=tuple(pets[stem])) for stem, visit in visits.items())
+
+
+def _without_old(visit: Results) -> Results:
+    """Leave out a synthetic PET that was predicted from another T1w than the present one."""
+    synthetic, t1w = visit.synthetic, visit.t1w_in_template
+    if synthetic is None or t1w is None or not is_left_over(synthetic.path, t1w.path):
+        return visit
+    old = f"{synthetic.path.name}: is left over from an earlier run; it is not shown."
+    return _with_fault(replace(visit, synthetic=None, uncertainty=None), old)
 
 
 def _with_fault(visit: Results, fault: str) -> Results:

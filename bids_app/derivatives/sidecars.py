@@ -30,6 +30,7 @@ Row = TypeVar("Row")
 DICTIONARIES = Path(__file__).parents[1] / "data" / "dictionaries"
 FIELD_OF_VIEW = "ROI"  # "Type" of a coverage mask; BIDS has no better one
 COVERED = "where the PET was measured, within the scanner's field of view; 0 elsewhere"
+OF_T1W = "T1wFingerprint"  # of the T1w from which a synthetic PET was predicted
 SCALED = "arbitrary"  # "Units" of intensities within 0..1
 MATCHED_TO = "mean PET of the generator's training controls, in the brain"
 
@@ -113,6 +114,7 @@ def synthetic_pet(
     smoothing_fwhm: float,
     trained_on_this_participant: bool,
     times_mean: float,
+    t1w_fingerprint: str,
     overlap: bool = False,
     match_histogram: bool = False,
 ) -> Sidecar:
@@ -130,6 +132,8 @@ def synthetic_pet(
         Whether the generator was trained on this participant.
     times_mean : float
         Scale of the PET: see :func:`bids_app.imaging.intensity.scale_to_unit`.
+    t1w_fingerprint : str
+        Fingerprint of the T1w from which it was predicted, which a later run may replace.
     overlap, match_histogram : bool
         Whether options beyond the paper were used; mentioned only if they were.
     """
@@ -144,6 +148,7 @@ def synthetic_pet(
         "IntensityScaling": describe_scaling(times_mean=times_mean),
         "SmoothingFWHM": smoothing_fwhm,
         "TrainedOnThisParticipant": trained_on_this_participant,
+        OF_T1W: t1w_fingerprint,
         **({"OverlappingTripletsAveraged": True} if overlap else {}),
         **({"HistogramMatchedTo": MATCHED_TO} if match_histogram else {}),
     }
@@ -218,6 +223,7 @@ def crossvalidated_pet(
     smoothing_fwhm: float,
     overlap: bool,
     times_mean: float,
+    t1w_fingerprint: str,
 ) -> Sidecar:
     """Return the sidecar of the synthetic PET of a control that was left out in cross-validation.
 
@@ -237,6 +243,8 @@ def crossvalidated_pet(
         Whether predictions of overlapping triplets of slices were averaged.
     times_mean : float
         Scale of the PET: see :func:`bids_app.imaging.intensity.scale_to_unit`.
+    t1w_fingerprint : str
+        See :func:`synthetic_pet`.
     """
     return {
         "Synthetic": True,
@@ -254,6 +262,7 @@ def crossvalidated_pet(
         "SmoothingFWHM": smoothing_fwhm,
         **({"OverlappingTripletsAveraged": True} if overlap else {}),
         "TrainedOnThisParticipant": False,
+        OF_T1W: t1w_fingerprint,
     }
 
 

@@ -425,7 +425,7 @@ def select(output_dir: Path, query: str) -> frozenset[str]:
 
 
 def describe_unknown_columns(output_dir: Path, queries: Sequence[str]) -> list[str]:
-    """Describe the participants that lack values for queries in ``participants.tsv``.
+    """Describe the participants whose values in ``participants.tsv`` queries may not expect.
 
     Parameters
     ----------
@@ -437,8 +437,9 @@ def describe_unknown_columns(output_dir: Path, queries: Sequence[str]) -> list[s
     Returns
     -------
     list of str
-        At most one sentence on participants with n/a in a column of every query, with the remarks
-        of the participant level.
+        Sentences on values that differ only by case, as in ``control`` and ``Control``, and at most
+        one on participants with n/a in a column of every query, with the remarks of the participant
+        level.
 
     Raises
     ------
@@ -450,13 +451,30 @@ def describe_unknown_columns(output_dir: Path, queries: Sequence[str]) -> list[s
     columns = [_columns_in(query, table, remarks) for query in queries]
     gaps = [table[names].isna().any(axis="columns") for names in columns]
     unknown = table.loc[np.logical_and.reduce(gaps), "participant_id"].tolist()
-    if not unknown:
-        return []
     names = dict.fromkeys(name for queried in columns for name in queried)
+    sentences = [sentence for name in names for sentence in _describe_spellings(table, name)]
+    if not unknown:
+        return sentences
     return [
+        *sentences,
         f"{name_some(unknown, SHOWN)}: not used, n/a in participants.tsv under "
-        f"{', '.join(names)}{remarks}"
+        f"{', '.join(names)}{remarks}",
     ]
+
+
+def _describe_spellings(table: pd.DataFrame, column: str) -> list[str]:
+    """Describe values of a column that differ only by case from a more frequent one."""
+    usual, sentences = dict[str, str](), list[str]()
+    values = table[column].dropna()
+    for value in values.value_counts().index:
+        other = usual.setdefault(str(value).casefold(), value)
+        if other != value:
+            labels = table.loc[table[column] == value, "participant_id"].tolist()
+            sentences.append(
+                f"{name_some(labels, SHOWN)}: {column} is {value!r} in participants.tsv, elsewhere "
+                f"{other!r}; queries distinguish upper and lower case"
+            )
+    return sentences
 
 
 def read_columns(output_dir: Path, columns: Sequence[str]) -> dict[str, dict[str, float | str]]:

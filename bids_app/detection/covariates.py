@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 RIDGE = 1.0  # ridge penalty: slopes shrink as if by one control 1 SD from the mean; our choice
 FEWEST_BESIDE = 3  # controls beyond one per number: one for the mean, two for the deviation
+FEW_LEVELS = 3  # of any text; more need two controls for each; our choice
 Cell = float | str
 Description = dict[str, dict[str, object]]  # covariate → coding of its cells as numbers
 Rows = NDArray[np.float64]  # (people, numbers)
@@ -22,7 +23,7 @@ def describe_covariates(controls: Mapping[str, Sequence[Cell]]) -> Description:
     Parameters
     ----------
     controls : mapping
-        Covariate → its cells, one per control: numbers or text. Numbers among texts are texts.
+        Covariate → its cells, one per control: numbers or texts.
 
     Returns
     -------
@@ -33,7 +34,9 @@ def describe_covariates(controls: Mapping[str, Sequence[Cell]]) -> Description:
     Raises
     ------
     ValueError
-        If a covariate is the same in all controls, or there are none.
+        If a covariate is the same in all controls, or there are none; if numbers and texts are
+        mixed, as in ``45`` and ``90+``; or if texts differ only by case, or most are unique, as
+        numbers with a decimal comma.
 
     Examples
     --------
@@ -55,11 +58,32 @@ def describe_covariates(controls: Mapping[str, Sequence[Cell]]) -> Description:
                 "high": max(numbers),
             }
         else:
-            texts = [text_of(cell) for cell in cells]
+            texts = [cell for cell in cells if isinstance(cell, str)]
             levels = sorted(set(texts))
+            _refuse_odd_texts(name, levels, texts, len(cells))
             shares = [texts.count(level) / len(texts) for level in levels]
             description[name] = {"levels": levels, "shares": shares}
     return description
+
+
+def _refuse_odd_texts(
+    name: str, levels: Sequence[str], texts: Sequence[str], controls: int
+) -> None:
+    """Check that texts are levels of a covariate, not numbers written in other ways."""
+    if len(texts) < controls:
+        raise ValueError(
+            f"{name} is {levels[0]!r:.40} in some controls, and a number in others (if numbers are "
+            "codes, list them under Levels in participants.json)"
+        )
+    spelled = {level.casefold(): level for level in levels}
+    for level in levels:
+        if spelled[level.casefold()] != level:
+            raise ValueError(f"{name} is {level!r:.40} and {spelled[level.casefold()]!r:.40}")
+    if len(levels) > max(FEW_LEVELS, controls / 2):
+        raise ValueError(
+            f"{name} has {len(levels)} different texts in {controls} controls, such as "
+            f"{levels[0]!r:.40}"
+        )
 
 
 def encode(cells: Mapping[str, Cell], description: Description) -> list[float]:

@@ -175,6 +175,38 @@ def clip_spikes(volume: Volume) -> tuple[Volume, int]:
     return (np.clip(volume, -limit, limit) if count else volume), count
 
 
+FLOOR = 0.05  # share of the brightest tissue; no air is as bright; our choice
+
+
+def subtract_floor(volume: Volume) -> tuple[Volume, float]:
+    """Subtract the least intensity of a T1w if it is so high that a constant was added.
+
+    Later steps take 0 for background, and ratios of the other intensities.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Intensities of a T1w in any unit; NaN or infinite in gaps.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        Volume, from which the floor is subtracted if it is above FLOOR of the 99.9th percentile.
+    float
+        What was subtracted; 0 if nothing was.
+
+    Examples
+    --------
+    >>> subtract_floor(np.array([[[7, 9, 12]]], np.float32))
+    (array([[[0., 2., 5.]]], dtype=float32), 7.0)
+    """
+    values = volume[np.isfinite(volume)]
+    floor = float(values.min(initial=np.inf))
+    if floor <= 0 or floor <= FLOOR * float(np.percentile(values, TISSUE)):
+        return volume, 0.0
+    return volume - np.float32(floor), floor
+
+
 LEAST = 0.1  # percentile of the brain raised to 0 if it is negative; our choice, as in winsorize
 
 

@@ -48,12 +48,13 @@ class ExtractBrain(SimpleInterface):
     def _run_interface(self, runtime):
         from bids_app.anatomy import brain
 
-        image, mode = nifti.load(self.inputs.t1w), self.inputs.mode
-        stripped = mode == "skip" or (mode == "auto" and brain.is_stripped(image))
+        image, mode, threads = nifti.load(self.inputs.t1w), self.inputs.mode, self.inputs.threads
+        stripped = mode == "skip"
         try:
-            mask = (
-                brain.foreground(image) if stripped else brain.extract(image, self.inputs.threads)
-            )
+            if mode == "auto":
+                mask, stripped = brain.find_brain(image, threads)
+            else:
+                mask = brain.foreground(image) if stripped else brain.extract(image, threads)
         except ValueError as error:
             raise UnusableDataError(
                 f"{self.inputs.source}: {error}; look at the image, and at its orientation"

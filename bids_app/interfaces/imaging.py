@@ -27,6 +27,7 @@ from bids_app.imaging.intensity import (
     intensity_of_one,
     raise_above_zero,
     scale_to_unit,
+    subtract_floor,
 )
 from bids_app.imaging.regions import RegionalUptake, measure_uptake_by_region
 from bids_app.imaging.similarity import measure, normalized_mutual_information, pseudo_normal
@@ -74,6 +75,15 @@ def _without_spikes(image, name):
     return nifti.Image(data, image.affine, notes)
 
 
+def _without_floor(image, name):
+    """Subtract a constant that was added to all intensities; return the image, with a note."""
+    data, floor = subtract_floor(image.data)
+    notes = image.notes
+    if floor:
+        notes += (f"{name}: no intensity is below {floor:g}, which was subtracted from all.",)
+    return nifti.Image(data, image.affine, notes)
+
+
 def _save_scan(image, name, path, valid_path):
     """Save a scan without gaps and spikes, and where it has data; return its reading notes."""
     image, valid = _without_gaps(image, name)
@@ -97,7 +107,8 @@ class ReadT1w(SimpleInterface):
                 "average or choose one of them"
             )
         path, valid = Path(runtime.cwd) / "t1w.nii", Path(runtime.cwd) / "valid.nii.gz"
-        notes = _save_scan(image, Path(self.inputs.t1w).name, path, valid)
+        name = Path(self.inputs.t1w).name
+        notes = _save_scan(_without_floor(image, name), name, path, valid)
         self._results.update(t1w=str(path), valid=str(valid), sidecar=notes)
         return runtime
 

@@ -491,17 +491,16 @@ def _controls(
     for control in chosen:
         visit = _visit_in_trouble(control, errors)
         error = errors.get(visit)
-        if error and (not isinstance(error, _SeenError) or _wants_synthetic(control, settings)):
+        if error and (not isinstance(error, _UnfitError) or _wants_synthetic(control, settings)):
             sentence = f"{label_of(visit)}: {error}"
             problems.append(Problem(control.label, sentence, error.exit_code))
     notes = [*chain(*failed.values())]
     in_trouble = {problem.subject for problem in problems}
     for control in chosen:
         if _rank(control) == 0 and control.label not in in_trouble:
-            why = (
-                "no real PET, and the generator of its synthetic PET was trained on the participant"
-            )
-            why = why if control.visit in errors else "neither real nor synthetic PET"
+            error = errors.get(control.visit)
+            why = "neither real nor synthetic PET"
+            why = f"no real PET, and {error.reason}" if isinstance(error, _UnfitError) else why
             notes.append(f"sub-{control.label}: not used, {why}")
     notes += _describe_absent(labels, visits, failed, early)
     usable = [control for control in chosen if _rank(control) > 0]
@@ -542,7 +541,7 @@ def _patients(
     problems = [
         Problem(visit.subject, f"{label_of(visit)}: {error}", error.exit_code)
         for visit, error in errors.items()
-        if not isinstance(error, _SeenError) or needing_synthetic(settings.detectors)
+        if not isinstance(error, _UnfitError) or needing_synthetic(settings.detectors)
     ]
     for label in sorted(set(labels) - found):
         why, code = (
@@ -570,8 +569,22 @@ def _describe_pets(visit: Preprocessed) -> list[str]:
     return []
 
 
-class _SeenError(UnusableDataError):
+class _UnfitError(UnusableDataError):
+    """Error for a synthetic PET that must not be used; a run may do without it."""
+
+    reason = ""  # short form
+
+
+class _SeenError(_UnfitError):
     """Error for a synthetic PET whose generator was trained on its subject."""
+
+    reason = "the generator of its synthetic PET was trained on the participant"
+
+
+class _OldError(_UnfitError):
+    """Error for a synthetic PET that was predicted from a T1w since replaced."""
+
+    reason = "its synthetic PET was predicted from a T1w that was replaced since"
 
 
 def _synthetic(
@@ -587,8 +600,9 @@ def _synthetic(
     MissingInputError
         If the sidecar does not exist.
     UnusableDataError
-        If the sidecar does not mark the image as synthetic; or if the generator was trained on the
-        subject, in any session, and there is no image by a fold that was not.
+        If the sidecar does not mark the image as synthetic; if the generator was trained on the
+        subject, in any session, and there is no image by a fold that was not; or if the T1w has
+        been replaced since.
     """
     if visit.synthetic is None:
         return None, None
@@ -599,6 +613,11 @@ def _synthetic(
         return known or metadata.get("TrainedOnThisParticipant") is not False
 
     metadata = _read_synthetic(visit.synthetic, "participant")
+    if is_left_over(visit.synthetic, visit.t1w):
+        raise _OldError(
+            f"{visit.synthetic}: not used, since it was predicted from a T1w that a later run "
+            "replaced; run --stage synthesize again"
+        )
     fields = object_at(metadata, "Generator")
     name, sha256 = str(fields.get("Name", "unknown")), str(fields.get("SHA256", ""))
     maker = SyntheticMaker(
@@ -610,6 +629,11 @@ def _synthetic(
     unseen = folder / visit.synthetic.relative_to(output_dir)
     if unseen.is_file():
         metadata = _read_synthetic(unseen, "train")
+        if is_left_over(unseen, visit.t1w):
+            raise _OldError(
+                f"{unseen}: not used, since it was predicted from a T1w that a later run replaced; "
+                f"train {name} again"
+            )
         if not has_trained_on(metadata, str(metadata.get("GeneratorSHA256", ""))):
             return unseen, replace(maker, sha256="")
     raise _SeenError(

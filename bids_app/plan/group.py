@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from bids_app.arguments import LESIONS
-from bids_app.derivatives.detections import native_t1w, t1w_to_template, template_to_t1w
+from bids_app.derivatives.detections import (
+    native_brain,
+    native_t1w,
+    t1w_to_template,
+    template_to_t1w,
+)
 from bids_app.derivatives.find import LesionMask, Preprocessed, find_lesion_mask, no_mask_at_all
 from bids_app.derivatives.paths import coverage_path, sidecar_path
 from bids_app.derivatives.tables import read_columns
@@ -24,7 +29,7 @@ from bids_app.detection.covariates import (
 )
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError, UsageError
 from bids_app.files import Json, read_json
-from bids_app.nifti import check_labels, inspect
+from bids_app.nifti import Image, check_labels, inspect, load
 from bids_app.plan.cohort import Participant, Subjects
 from bids_app.plan.problems import Problem, refuse_other_grids
 from bids_app.plan.study import Study, seed_of
@@ -34,6 +39,8 @@ from bids_app.visit import label_of
 from bids_app.workflows.training import Fold, StoredImage
 
 FEWEST = 2  # controls in the training part of a fold, because pairs need two
+LARGEST_LESION = 1.0  # litres; a hemisphere has about half of that; our choice
+LEAST_INSIDE = 0.5  # share of a mask that lies in the brain, or else a note says so; our choice
 VOLUMES = "pictures"  # folder of stored volumes, in the work folder
 
 
@@ -308,7 +315,7 @@ def find_masks(settings: Settings, patients: Sequence[Participant]) -> Lesions:
     notes, problems = list[str](), list[Problem]()
     for visit in dict.fromkeys(patient.visit for patient in patients):
         try:
-            mask = _usable_mask(root, visit, settings)
+            mask, remarks = _usable_mask(root, visit, settings)
         except Mri2petError as error:
             if not root.is_dir():
                 raise
@@ -317,7 +324,7 @@ def find_masks(settings: Settings, patients: Sequence[Participant]) -> Lesions:
         notes.append(_describe_mask(visit, mask))
         if mask is not None:
             masks[visit] = mask
-            notes += inspect(mask.path, orientation=settings.assume_orientation).notes
+            notes += remarks
     if patients and not (masks or problems):
         raise no_mask_at_all(root, settings.template)
     return Lesions(masks, tuple(notes), tuple(problems))
@@ -364,13 +371,40 @@ def keep_usable(study: Study, cohort: Subjects, *, synthetic: bool) -> Subjects:
     return replace(cohort, controls=controls, patients=kept, problems=once)
 
 
-def _usable_mask(root: Path, visit: Preprocessed, settings: Settings) -> LesionMask | None:
+def _usable_mask(
+    root: Path, visit: Preprocessed, settings: Settings
+) -> tuple[LesionMask | None, list[str]]:
+    """Find and check the lesion mask of a visit, and return it with remarks."""
     mask = find_lesion_mask(root, visit, settings.template)
     if mask is not None:
-        check_labels(mask.path, orientation=settings.assume_orientation)
+        image = check_labels(mask.path, orientation=settings.assume_orientation)
+        litres = float(np.count_nonzero(np.nan_to_num(image.data)) * np.prod(image.zooms) * 1e-6)
+        if litres > LARGEST_LESION:
+            raise UnusableDataError(
+                f"{mask.path}: marks {litres:.1f} litres, more than any lesion; if it is inverted, "
+                "save 1 in the lesion and 0 elsewhere"
+            )
         if not mask.in_template:
             _refuse_unreachable(mask, visit, settings.template)
-    return mask
+        return mask, [*image.notes, *_describe_outside(image, mask, visit)]
+    return None, []
+
+
+def _describe_outside(image: Image, mask: LesionMask, visit: Preprocessed) -> list[str]:
+    """Describe a mask that lies mostly outside the brain, as with a wrong header."""
+    path = visit.brain_mask if mask.in_template else native_brain(visit)
+    if not path.is_file():
+        return []
+    brain = load(path)
+    points = np.argwhere(np.nan_to_num(image.data) > 0)
+    matrix = np.linalg.inv(brain.affine) @ image.affine
+    places = np.rint(points @ matrix[:3, :3].T + matrix[:3, 3]).astype(int)
+    within = ((places >= 0) & (places < brain.data.shape)).all(axis=1)
+    inside = int((brain.data[tuple(places[within].T)] > 0).sum())
+    if inside >= LEAST_INSIDE * len(points):
+        return []
+    share = f"{100 * inside / len(points):.0f} % of {mask.path.name}"
+    return [f"{label_of(visit)}: only {share} lie in the brain; check its sform and qform"]
 
 
 def _refuse_unreachable(mask: LesionMask, visit: Preprocessed, template: str) -> None:
@@ -404,6 +438,8 @@ def _describe_mask(visit: Preprocessed, mask: LesionMask | None) -> str:
     else:
         manner, app = "resampled from the T1w", _read_native(visit).get("TakenFrom")
     doubt = f"; this T1w was taken from {app}: check that the mask fits it" if app else ""
+    if not mask.in_template and visit.session is not None and "_ses-" not in mask.path.name:
+        doubt += f"; its name has no session: check that it was drawn on the T1w of {label}"
     return f"{label}: lesions are those of {mask.path.name}, {manner} to the grid{doubt}"
 
 
@@ -536,7 +572,8 @@ def _describe(names: Sequence[str], controls: Mapping[str, Mapping[str, Cell]]) 
         return describe_covariates({n: [cells[n] for cells in controls.values()] for n in names})
     except ValueError as error:
         raise UnusableDataError(
-            f"--covariates: {error}, so its effect cannot be estimated; leave it out"
+            f"--covariates: {error}, so its effect cannot be estimated; correct participants.tsv "
+            "and run the participant level again, or leave it out"
         ) from error
 
 

@@ -649,6 +649,7 @@ def _synthesis_plan(
         overlap=options.overlap,
         match_histogram=options.match_histogram,
         times_mean=times_mean,
+        t1w_fingerprint=plan.preprocessed,
     )
     output, errors = (plan.paths.synthetic_pet, sidecar), None
     if options.uncertainty:

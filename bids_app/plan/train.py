@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_app.derivatives.description import dataset_names
-from bids_app.derivatives.find import Preprocessed, times_mean_of_image
+from bids_app.derivatives.find import Preprocessed, stored_fingerprint, times_mean_of_image
 from bids_app.derivatives.paths import FDG_LABEL, coverage_path, derivative_path, resolution_label
 from bids_app.derivatives.sidecars import crossvalidated_pet
 from bids_app.errors import ReadWriteError, UnusableDataError, UsageError, name_some
@@ -141,6 +141,7 @@ def _output(
         smoothing_fwhm=study.fwhm,
         overlap=overlap,
         times_mean=times_mean,
+        t1w_fingerprint=stored_fingerprint(control.t1w),
     )
     return path, sidecar
 
