@@ -448,7 +448,10 @@ def test_results_of_another_dataset_that_are_replaced_are_told_of(
     t1w.touch()
     paths = SimpleNamespace(t1w_in_template=tmp_path / name)
     plan = SimpleNamespace(visit=SimpleNamespace(subject="01"), paths=paths)
-    sentence = describe_replaced([plan], SimpleNamespace(output_dir=out, bids_dir=raw))
+    run = SimpleNamespace(output_dir=out, bids_dir=raw)
+    sentence = describe_replaced([plan], run)
     expected = "results of sub-01 from the dataset 'ellipsoids', which this run replaces by those"
     assert (expected in sentence) is told
     assert bool(sentence) is told
+    (out / "dataset_description.json").unlink()  # the run writes it again
+    assert not describe_replaced([plan], run)

@@ -135,7 +135,7 @@ def _select(settings: Settings, console: Console) -> Selection:
 def describe_replaced(plans: Sequence[VisitPlan], run: ParticipantPlan) -> str:
     """Describe results of the same labels from another dataset, which a run replaces; or ``""``."""
     labels = {f"sub-{plan.visit.subject}" for plan in plans if plan.paths.t1w_in_template.exists()}
-    if not labels:
+    if not labels or not (run.output_dir / description.DESCRIPTION).is_file():
         return ""
     before, now = dataset_names(run.output_dir), raw_dataset_names(run.bids_dir)
     if set(before) & set(now):
