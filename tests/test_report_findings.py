@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from anomalies import OTHER, PATIENTS, Cohort, T
+from browser import BASH, CHROMIUM, Browser
 from pages import text_of
 
 from bids_app import nifti
@@ -142,7 +143,7 @@ def test_lesions_are_found_or_missed_each(made, cohort):
     (lesion,) = told["lesions"]
     assert lesion.heading.startswith("Lesion 1, left, ")
     assert not lesion.missed
-    assert "Found by z score (cluster 2) and OC-SVM (cluster 1)." in lesion.sentences
+    assert "Found by z score (rank 2) and OC-SVM (rank 1)." in lesion.sentences
     assert lesion.figure is None
     path = cohort.out / f"sub-P1/anat/sub-P1_space-{T}_label-L_mask.nii.gz"
     far = np.linalg.norm(cohort.world - np.array([30.0, 10.0, 30.0]), axis=-1) < 9
@@ -228,3 +229,46 @@ def test_the_command_of_the_group_level_is_in_the_methods(cohort):
     methods = re.search(r'<section id="methods".*?</section>', page, re.S)[0]
     assert "mri2pet IN OUT group --nu 0.05" in methods
     assert "Crawford and Howell" in methods
+
+
+PAPERS = {"A4": (210, 297), "letter": (215.9, 279.4)}  # mm
+MARGINS, INCH, PX = 24, 25.4, 96  # mm of both margins; mm and px per inch
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (CHROMIUM and BASH), reason="Chromium, or bash that starts it, is not there"
+)
+def test_three_clusters_and_three_missed_lesions_fit_on_the_first_printed_page(made, tmp_path):
+    made.write_subject("P1")
+    browser = Browser(tmp_path / "profile")
+    try:
+        browser.open(made.out / "sub-P1.html")
+        browser.run(
+            """
+            const [first, second, ...lesions] = document.querySelectorAll(".finding");
+            second.after(second.cloneNode(true));
+            for (let n = 0; n < 3; n++) lesions[0].after(second.cloneNode(true));
+            lesions.forEach(lesion => lesion.remove());
+            """
+        )
+        assert browser.run("document.querySelectorAll('.finding figure').length") == 6
+        for scheme in ("light", "dark"):
+            preferred = [{"name": "prefers-color-scheme", "value": scheme}]
+            browser.ask(
+                "Emulation.setEmulatedMedia", browser.page, media="print", features=preferred
+            )
+            assert browser.run("getComputedStyle(document.body).color") == "rgb(27, 31, 36)"
+            for width, height in PAPERS.values():
+                size = [round((side - MARGINS) * PX / INCH) for side in (width, height)]
+                browser.ask(
+                    "Emulation.setDeviceMetricsOverride",
+                    browser.page,
+                    **dict(zip(("width", "height"), size, strict=True)),
+                    deviceScaleFactor=1,
+                    mobile=False,
+                )
+                end = "document.getElementById('findings').getBoundingClientRect().bottom"
+                assert size[1] / 2 < browser.run(end) < size[1]
+    finally:
+        browser.close()
