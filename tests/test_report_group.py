@@ -151,6 +151,7 @@ def test_synthetic_pet_in_the_training_is_the_first_thing_that_is_said(cohort):
     shutil.rmtree(cohort.out / "detectors" / "hybrid")
     page = cohort.write(**RUN)
     assert Reader(page).text[0] == "Group report"
+    assert "Synthetic PET is used only as" not in page
     assert "<title>SYNTHETIC" not in page
 
 
@@ -296,7 +297,7 @@ def test_without_lesions_nothing_is_evaluated_and_nothing_is_missing(tmp_path):
     assert "detection_curve.tsv" not in text
     assert "on a lesion" not in text
     assert "Wilson EB" not in text
-    assert "Slices on which the clusters of all columns" in text
+    assert "Slices on which the clusters of all detectors" in text
 
 
 def test_an_odd_card_does_not_lose_the_report(cohort):
@@ -355,7 +356,9 @@ def test_a_card_as_it_is_written_is_understood():
 
 def test_the_first_clusters_of_each_patient_lead_to_its_report(made):
     page = section(made.write(**RUN), "clusters")
-    first = tables_in(page)[0]
+    opened = re.findall(r"<details open>\n<summary>(.*?)</summary>", page)
+    assert opened == re.findall(r"<summary>(.*?)</summary>", page)[:1] == ["z score, real"]
+    first = tables_in(page)[1]  # of OC-SVM
     assert [line[:2] for line in first[1:]] == [
         ["sub-P1", "1"],
         ["sub-P1", "2"],
@@ -435,6 +438,18 @@ def test_mcnemar_is_shown_at_one_five_and_ten_clusters(made):
     ]
 
 
+def test_a_table_of_many_pairs_is_folded(cohort):
+    opened = "<details open>\n<summary>McNemar"
+    assert opened in cohort.write(**RUN)
+    path = cohort.out / "detection_tests.tsv"
+    lines = read_tsv(path)
+    more = [{**line, "training_set_2": f"set{n}"} for line in lines for n in range(5)]
+    write_tsv(path, list(lines[0]), [*lines, *more])
+    page = cohort.write(**RUN)
+    assert opened not in page
+    assert "set4" in section(page, "detection")
+
+
 # Doubts
 
 
@@ -488,7 +503,7 @@ def test_no_text_says_that_controls_stay_below_0(made):
 
 def test_too_few_held_out_controls_are_told(cohort):
     text = text_of(section(cohort.write(**RUN), "summary"))
-    assert "Training set real: only 2 controls were held out, so expected counts" in text
+    assert "Training sets real and hybrid: only 2 controls were held out, so expected" in text
     for name in SETS:
         lines = [{"participant_id": f"sub-C{n}", "detector": "ocsvm"} for n in range(20)]
         write_tsv(cohort.out / f"detectors/{name}/control_clusters.tsv", CONTROL, lines)
@@ -498,7 +513,7 @@ def test_too_few_held_out_controls_are_told(cohort):
     for name in SETS:
         write_tsv(cohort.out / f"detectors/{name}/control_clusters.tsv", CONTROL, [])
     page = cohort.write(**RUN)
-    assert "Training set hybrid: no control was held out" in section(page, "summary")
+    assert "Training sets real and hybrid: no control was held out" in section(page, "summary")
     assert "No figure." in section(page, "calibration")
 
 
@@ -719,8 +734,10 @@ def test_intervals_lie_around_their_lines(made):
             assert (high[:, 1] >= line.get_ydata()).all()
             assert band.get_alpha() < 0.2
     unknown = [replace(point, low=math.nan) for point in detected.curve]
-    chart = draw_detection(replace(detected, curve=unknown))
-    assert not any(axes.patches for axes in chart.figure.axes)
+    fifth = [replace(p, detector="combined") for p in detected.curve if p.detector == "ocsvm"]
+    for curve in (unknown, [*detected.curve, *fifth]):
+        chart = draw_detection(replace(detected, curve=curve))
+        assert not any(axes.patches for axes in chart.figure.axes)
 
 
 def test_a_curve_of_one_point_is_drawn(made):

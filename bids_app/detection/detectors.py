@@ -128,7 +128,7 @@ DETECTORS = {  # in the order in which they are shown
         clusters="Clusters of the mean of the maps of uptake and of left-right asymmetry against "
         "controls; less sensitive to bilateral and midline lesions than to others",
         unit="t",
-        dash="9 2 2 2",
+        dash="8 2 2 2 2 2",
         method="norm",
         mirrored=True,
     ),
