@@ -1436,6 +1436,8 @@ def test_a_button_shows_the_peak_that_the_table_lists(cohort, browser):
             browser.wait_for(lambda peak=peak: place_shown(browser) == pytest.approx(peak))
             detector = browser.run("document.querySelector('[name=detector]').value")
             assert detector == detector_of(anomaly.detector).label
+            at_white = peak[0] < 0  # in the lesion, in the brightest tissue of the phantom
+            assert ("T1w ≥ 360 " in browser.run(OUTPUT)) == at_white
             number += 1
     assert browser.run("document.querySelectorAll('button[data-viewer]').length") == number == 4
     assert browser.complaints() == []
