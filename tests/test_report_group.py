@@ -184,7 +184,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(made):
     page = made.write(**RUN)
     reader = Reader(page)
     assert any(link.startswith("data:image/") for link in reader.links)
-    pages = {f"sub-{label}.html" for label in PATIENTS}
+    pages = {"participants.html", *(f"sub-{label}.html" for label in PATIENTS)}
     assert all(link.startswith(("data:image/", "#")) or link in pages for link in reader.links)
     assert pages < set(reader.links)
     assert not {"link", "script", "iframe", "object", "button"} & set(reader.tags)
@@ -965,7 +965,7 @@ def test_the_section_stands_between_pet_and_methods(made):
     assert len(reader.ids) == len(set(reader.ids))
     assert "#anomalies" in reader.links
     others = {link for link in reader.links if not link.startswith(("data:image/", "#"))}
-    assert others == {"group.html"}
+    assert others == {"group.html", "participants.html"}
 
 
 def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unlike(
