@@ -14,7 +14,7 @@ from bids_app import nifti
 from bids_app.derivatives.detections import find_anomalies
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.detectors import DETECTORS, LEADING
-from bids_app.files import read_tsv, write_tsv
+from bids_app.files import read_tsv, write_json, write_tsv
 from bids_app.report.findings import _count_controls, findings_of
 
 
@@ -52,6 +52,16 @@ def test_findings_come_first_and_quality_after(made):
     findings = re.search(r'<section id="findings".*?</section>', page, re.S)[0]
     assert 'href="group.html"' in findings
     assert "Detection of anomalies" in page
+
+
+def test_warnings_of_quality_control_are_announced_before_the_findings(cohort):
+    told = "Read the warnings of quality control"
+    assert told not in section(cohort.write_subject("P1"))
+    path = cohort.out / f"sub-P1/anat/sub-P1_space-{T}_desc-preproc_T1w.json"
+    write_json(path, {"Registration": {"Verdict": "doubt", "VerdictReasons": ["It is far."]}})
+    text = section(cohort.write_subject("P1"))
+    assert text.count(told) == 1
+    assert text.index(told) < text.index("1. ")
 
 
 def test_a_control_and_someone_without_maps_have_no_findings(made, cohort):

@@ -62,7 +62,7 @@ from bids_app.report.charts import (
 )
 from bids_app.report.figures import AXIS_OF
 from bids_app.report.findings import leading_first
-from bids_app.report.group import _methods, describe_card, matches_of, write_group_report
+from bids_app.report.group import _list, _methods, describe_card, matches_of, write_group_report
 from bids_app.report.maps import (
     best_sections,
     draw_cluster_maps,
@@ -545,6 +545,7 @@ def test_a_detector_of_an_earlier_run_is_told_and_not_shown(cohort):
     assert "not part of this report: maps of z score, hybrid of sub-P1 and sub-P2; maps" in told
     assert f"maps of z score, real of {people}." in told
     assert "maps of OC-SVM" not in told
+    assert _list("abcdefg") == "sub-a, sub-b, sub-c, sub-d, sub-e and 2 more"
     assert "z score" not in section(page, "maps")
     own = section(cohort.write_subject("P1"), "anomalies")
     assert (
@@ -1036,7 +1037,7 @@ def test_each_detector_has_its_table_and_its_pictures(made):
     assert first[8:] == ["0", format_volume(found[0]["overlap"])]
     assert second[3] in ("left", "right")  # its region is unknown
     assert page.count("x, y and z are those of the column “x, y, z on the T1w”") == 1
-    assert "and on the participant's own T1w, in mm" in page
+    assert "and on the participant's own T1w; they are in mm" in page
     assert re.findall(r'<div class="viewer" id="(.*?)"', page) == ["viewer-sub-P1_trc-18FFDG"]
     assert set(re.findall(r'data-viewer="(.*?)"', page)) == {"viewer-sub-P1_trc-18FFDG"}
     assert page.count("<details>") == len(DETECTORS) + 1  # other training sets, and keys
@@ -1057,7 +1058,7 @@ def test_where_clusters_lie_on_the_t1w_may_not_be_known(cohort):
     page = section(cohort.write_subject("P1"), "anomalies")
     assert "on the T1w (mm)" not in page
     assert page.count("own T1w: x, y and z are different from those in the tables.") == 1
-    assert "the space of the template, in mm" in page
+    assert "the space of the template; they are in mm" in page
 
 
 def test_a_control_is_called_one(made):

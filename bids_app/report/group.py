@@ -12,6 +12,7 @@ from bids_app.detection.clusters import Cluster
 from bids_app.detection.detectors import LEADING, needing_synthetic, rank_of
 from bids_app.detection.distribution import compare_kinds
 from bids_app.detection.evaluation import FALSE_RATES, CurvePoint, FreePoint, McNemarTest, point_at
+from bids_app.errors import NAMED_AT_MOST, name_some
 from bids_app.report.anomalies import (
     UNITS,
     Detected,
@@ -401,7 +402,8 @@ def _flat_maps(detected: Detected) -> list[str]:
 
 
 def _list(labels: Iterable[str]) -> str:
-    return enumerate_words([f"sub-{label}" for label in sorted(labels)])
+    names = [f"sub-{label}" for label in sorted(labels)]
+    return name_some(names) if len(names) > NAMED_AT_MOST else enumerate_words(names)
 
 
 NAME: Final = "group"  # of the report and of its record

@@ -25,7 +25,7 @@ from bids_app.report.results import (
 )
 
 NAME: Final = "participants.html"
-OTHERS: Final = ("group.html", "train.html")  # reports that it links to
+OTHERS: Final = {"group.html": "Group report", "train.html": "Training of generators"}
 ENDING: Final = "_overview.json"  # of the files that reports write to logs/ for this page
 THUMBNAIL: Final = 72  # px; our choice: 500 of them are a megabyte
 QUALITY: Final = 70  # of JPEG; our choice
@@ -138,7 +138,7 @@ def write_overview(output_dir: Path) -> Path:
         "lines": lines,
         "numbers": numbers,
         "dataset": output_dir.name,
-        "reports": [name for name in OTHERS if (output_dir / name).exists()],
+        "reports": [item for item in OTHERS.items() if (output_dir / item[0]).exists()],
     }
     path = output_dir / NAME
     write_text(path, render("participants.html", values))
