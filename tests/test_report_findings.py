@@ -1,8 +1,10 @@
 """First page of a patient's report: the findings, in words and pictures."""
 
+import base64
 import copy
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -243,42 +245,59 @@ def test_the_command_of_the_group_level_is_in_the_methods(cohort):
 
 PAPERS = {"A4": (210, 297), "letter": (215.9, 279.4)}  # mm
 MARGINS, INCH, PX = 24, 25.4, 96  # mm of both margins; mm and px per inch
+PDFTOTEXT = shutil.which("pdftotext")
+
+
+GROWN = """
+    const [first, second, ...lesions] = document.querySelectorAll(".finding");
+    second.after(second.cloneNode(true));
+    for (let n = 0; n < %d; n++) lesions[0].after(second.cloneNode(true));
+    lesions.forEach(lesion => lesion.remove());
+"""
+
+
+@pytest.fixture
+def browser(tmp_path):
+    one = Browser(tmp_path / "profile")
+    yield one
+    one.close()
+
+
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and BASH), reason="Chromium, or bash that starts it, is not there"
+)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (CHROMIUM and BASH), reason="Chromium, or bash that starts it, is not there"
-)
-def test_three_clusters_and_three_missed_lesions_fit_on_the_first_printed_page(made, tmp_path):
+@needs_browser
+def test_three_clusters_and_three_missed_lesions_fit_on_the_first_printed_page(made, browser):
     made.write_subject("P1")
-    browser = Browser(tmp_path / "profile")
-    try:
-        browser.open(made.out / "sub-P1.html")
-        browser.run(
-            """
-            const [first, second, ...lesions] = document.querySelectorAll(".finding");
-            second.after(second.cloneNode(true));
-            for (let n = 0; n < 3; n++) lesions[0].after(second.cloneNode(true));
-            lesions.forEach(lesion => lesion.remove());
-            """
-        )
-        assert browser.run("document.querySelectorAll('.finding figure').length") == 6
-        for scheme in ("light", "dark"):
-            preferred = [{"name": "prefers-color-scheme", "value": scheme}]
-            browser.ask(
-                "Emulation.setEmulatedMedia", browser.page, media="print", features=preferred
-            )
-            assert browser.run("getComputedStyle(document.body).color") == "rgb(27, 31, 36)"
-            for width, height in PAPERS.values():
-                size = [round((side - MARGINS) * PX / INCH) for side in (width, height)]
-                browser.ask(
-                    "Emulation.setDeviceMetricsOverride",
-                    browser.page,
-                    **dict(zip(("width", "height"), size, strict=True)),
-                    deviceScaleFactor=1,
-                    mobile=False,
-                )
-                end = "document.getElementById('findings').getBoundingClientRect().bottom"
-                assert size[1] / 2 < browser.run(end) < size[1]
-    finally:
-        browser.close()
+    browser.open(made.out / "sub-P1.html")
+    browser.run(GROWN % 3)
+    assert browser.run("document.querySelectorAll('.finding figure').length") == 6
+    for scheme in ("light", "dark"):
+        preferred = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.ask("Emulation.setEmulatedMedia", browser.page, media="print", features=preferred)
+        assert browser.run("getComputedStyle(document.body).color") == "rgb(27, 31, 36)"
+        for sides in PAPERS.values():
+            width, height = (round((side - MARGINS) * PX / INCH) for side in sides)
+            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            browser.ask("Emulation.setDeviceMetricsOverride", browser.page, **size)
+            end = "document.getElementById('findings').getBoundingClientRect().bottom"
+            assert height / 2 < browser.run(end) < height
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.skipif(PDFTOTEXT is None, reason="pdftotext is not there")
+def test_more_findings_break_between_one_another(made, browser, tmp_path):
+    made.write_subject("P1")
+    browser.open(made.out / "sub-P1.html")
+    browser.run(GROWN % 9)
+    printed = browser.ask("Page.printToPDF", browser.page, paperWidth=8.27, paperHeight=11.69)
+    pdf = tmp_path / "page.pdf"
+    pdf.write_bytes(base64.b64decode(printed["data"]))
+    told = subprocess.run([PDFTOTEXT, pdf, "-"], capture_output=True, text=True, check=True).stdout
+    first, second, *_ = told.split("\f")
+    assert first.count("held-out controls have") + first.count("held-out controls has") > 5
+    assert "held-out controls ha" in second
