@@ -225,6 +225,9 @@ def test_in_a_browser_the_table_sorts_filters_and_keeps_ratings(tmp_path):
         )
         assert kept == "fail"
         assert browser.run("document.getElementById('rated').textContent") == "1 of 9 rated"
+        browser.ask("Emulation.setEmulatedMedia", browser.page, media="print")
+        table = "document.querySelector('.wide')"  # of many pages, it begins on the first one
+        assert browser.run(f"getComputedStyle({table}).breakInside") == "auto"
     finally:
         browser.close()
 
