@@ -9,6 +9,7 @@ from pathlib import Path
 
 PAGES = ("sub-patient01.html", "group.html")
 FOLDER = Path(__file__).parent / "example"
+OVERVIEW = ' · <a href="participants.html">All participants</a>'
 LINK = re.compile(r'<a href="([^"#:]+\.html)">(.*?)</a>', re.DOTALL)
 
 
@@ -27,6 +28,7 @@ def copy_pages(output_dir: Path, folder: Path) -> None:
     demo = output_dir.resolve().parent
     for name in PAGES:
         page = (output_dir / name).read_text(encoding="utf-8").replace(str(demo), "demo")
+        page = page.replace(OVERVIEW, "")
         kept = LINK.sub(lambda found: found[0] if found[1] in PAGES else found[2], page)
         (folder / name).write_text(kept, encoding="utf-8")
 

@@ -1,19 +1,22 @@
 """First page of a patient's report: the findings, in words and pictures."""
 
+import base64
 import copy
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 from anomalies import OTHER, PATIENTS, Cohort, T
+from browser import BASH, CHROMIUM, Browser
 from pages import text_of
 
 from bids_app import nifti
 from bids_app.derivatives.detections import find_anomalies
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.detectors import DETECTORS, LEADING
-from bids_app.files import read_tsv, write_tsv
+from bids_app.files import read_tsv, write_json, write_tsv
 from bids_app.report.findings import _count_controls, findings_of
 
 
@@ -51,6 +54,16 @@ def test_findings_come_first_and_quality_after(made):
     findings = re.search(r'<section id="findings".*?</section>', page, re.S)[0]
     assert 'href="group.html"' in findings
     assert "Detection of anomalies" in page
+
+
+def test_warnings_of_quality_control_are_announced_before_the_findings(cohort):
+    told = "Read the warnings of quality control"
+    assert told not in section(cohort.write_subject("P1"))
+    path = cohort.out / f"sub-P1/anat/sub-P1_space-{T}_desc-preproc_T1w.json"
+    write_json(path, {"Registration": {"Verdict": "doubt", "VerdictReasons": ["It is far."]}})
+    text = section(cohort.write_subject("P1"))
+    assert text.count(told) == 1
+    assert text.index(told) < text.index("1. ")
 
 
 def test_a_control_and_someone_without_maps_have_no_findings(made, cohort):
@@ -142,7 +155,7 @@ def test_lesions_are_found_or_missed_each(made, cohort):
     (lesion,) = told["lesions"]
     assert lesion.heading.startswith("Lesion 1, left, ")
     assert not lesion.missed
-    assert "Found by z score (cluster 2) and OC-SVM (cluster 1)." in lesion.sentences
+    assert "Found by z score (rank 2) and OC-SVM (rank 1)." in lesion.sentences
     assert lesion.figure is None
     path = cohort.out / f"sub-P1/anat/sub-P1_space-{T}_label-L_mask.nii.gz"
     far = np.linalg.norm(cohort.world - np.array([30.0, 10.0, 30.0]), axis=-1) < 9
@@ -228,3 +241,63 @@ def test_the_command_of_the_group_level_is_in_the_methods(cohort):
     methods = re.search(r'<section id="methods".*?</section>', page, re.S)[0]
     assert "mri2pet IN OUT group --nu 0.05" in methods
     assert "Crawford and Howell" in methods
+
+
+PAPERS = {"A4": (210, 297), "letter": (215.9, 279.4)}  # mm
+MARGINS, INCH, PX = 24, 25.4, 96  # mm of both margins; mm and px per inch
+PDFTOTEXT = shutil.which("pdftotext")
+
+
+GROWN = """
+    const [first, second, ...lesions] = document.querySelectorAll(".finding");
+    second.after(second.cloneNode(true));
+    for (let n = 0; n < %d; n++) lesions[0].after(second.cloneNode(true));
+    lesions.forEach(lesion => lesion.remove());
+"""
+
+
+@pytest.fixture
+def browser(tmp_path):
+    one = Browser(tmp_path / "profile")
+    yield one
+    one.close()
+
+
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and BASH), reason="Chromium, or bash that starts it, is not there"
+)
+
+
+@pytest.mark.slow
+@needs_browser
+def test_three_clusters_and_three_missed_lesions_fit_on_the_first_printed_page(made, browser):
+    made.write_subject("P1")
+    browser.open(made.out / "sub-P1.html")
+    browser.run(GROWN % 3)
+    assert browser.run("document.querySelectorAll('.finding figure').length") == 6
+    for scheme in ("light", "dark"):
+        preferred = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.ask("Emulation.setEmulatedMedia", browser.page, media="print", features=preferred)
+        assert browser.run("getComputedStyle(document.body).color") == "rgb(27, 31, 36)"
+        for sides in PAPERS.values():
+            width, height = (round((side - MARGINS) * PX / INCH) for side in sides)
+            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            browser.ask("Emulation.setDeviceMetricsOverride", browser.page, **size)
+            end = "document.getElementById('findings').getBoundingClientRect().bottom"
+            assert height / 2 < browser.run(end) < height
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.skipif(PDFTOTEXT is None, reason="pdftotext is not there")
+def test_more_findings_break_between_one_another(made, browser, tmp_path):
+    made.write_subject("P1")
+    browser.open(made.out / "sub-P1.html")
+    browser.run(GROWN % 9)
+    printed = browser.ask("Page.printToPDF", browser.page, paperWidth=8.27, paperHeight=11.69)
+    pdf = tmp_path / "page.pdf"
+    pdf.write_bytes(base64.b64decode(printed["data"]))
+    told = subprocess.run([PDFTOTEXT, pdf, "-"], capture_output=True, text=True, check=True).stdout
+    first, second, *_ = told.split("\f")
+    assert first.count("held-out controls have") + first.count("held-out controls has") > 5
+    assert "held-out controls ha" in second

@@ -62,7 +62,7 @@ from bids_app.report.charts import (
 )
 from bids_app.report.figures import AXIS_OF
 from bids_app.report.findings import leading_first
-from bids_app.report.group import _methods, describe_card, matches_of, write_group_report
+from bids_app.report.group import _list, _methods, describe_card, matches_of, write_group_report
 from bids_app.report.maps import (
     best_sections,
     draw_cluster_maps,
@@ -151,6 +151,7 @@ def test_synthetic_pet_in_the_training_is_the_first_thing_that_is_said(cohort):
     shutil.rmtree(cohort.out / "detectors" / "hybrid")
     page = cohort.write(**RUN)
     assert Reader(page).text[0] == "Group report"
+    assert "Synthetic PET is used only as" not in page
     assert "<title>SYNTHETIC" not in page
 
 
@@ -183,7 +184,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(made):
     page = made.write(**RUN)
     reader = Reader(page)
     assert any(link.startswith("data:image/") for link in reader.links)
-    pages = {f"sub-{label}.html" for label in PATIENTS}
+    pages = {"participants.html", *(f"sub-{label}.html" for label in PATIENTS)}
     assert all(link.startswith(("data:image/", "#")) or link in pages for link in reader.links)
     assert pages < set(reader.links)
     assert not {"link", "script", "iframe", "object", "button"} & set(reader.tags)
@@ -296,7 +297,7 @@ def test_without_lesions_nothing_is_evaluated_and_nothing_is_missing(tmp_path):
     assert "detection_curve.tsv" not in text
     assert "on a lesion" not in text
     assert "Wilson EB" not in text
-    assert "Slices on which the clusters of all columns" in text
+    assert "Slices on which the clusters of all detectors" in text
 
 
 def test_an_odd_card_does_not_lose_the_report(cohort):
@@ -355,7 +356,9 @@ def test_a_card_as_it_is_written_is_understood():
 
 def test_the_first_clusters_of_each_patient_lead_to_its_report(made):
     page = section(made.write(**RUN), "clusters")
-    first = tables_in(page)[0]
+    opened = re.findall(r"<details open>\n<summary>(.*?)</summary>", page)
+    assert opened == re.findall(r"<summary>(.*?)</summary>", page)[:1] == ["z score, real"]
+    first = tables_in(page)[1]  # of OC-SVM
     assert [line[:2] for line in first[1:]] == [
         ["sub-P1", "1"],
         ["sub-P1", "2"],
@@ -435,6 +438,18 @@ def test_mcnemar_is_shown_at_one_five_and_ten_clusters(made):
     ]
 
 
+def test_a_table_of_many_pairs_is_folded(cohort):
+    opened = "<details open>\n<summary>McNemar"
+    assert opened in cohort.write(**RUN)
+    path = cohort.out / "detection_tests.tsv"
+    lines = read_tsv(path)
+    more = [{**line, "training_set_2": f"set{n}"} for line in lines for n in range(5)]
+    write_tsv(path, list(lines[0]), [*lines, *more])
+    page = cohort.write(**RUN)
+    assert opened not in page
+    assert "set4" in section(page, "detection")
+
+
 # Doubts
 
 
@@ -488,7 +503,7 @@ def test_no_text_says_that_controls_stay_below_0(made):
 
 def test_too_few_held_out_controls_are_told(cohort):
     text = text_of(section(cohort.write(**RUN), "summary"))
-    assert "Training set real: only 2 controls were held out, so expected counts" in text
+    assert "Training sets real and hybrid: only 2 controls were held out, so expected" in text
     for name in SETS:
         lines = [{"participant_id": f"sub-C{n}", "detector": "ocsvm"} for n in range(20)]
         write_tsv(cohort.out / f"detectors/{name}/control_clusters.tsv", CONTROL, lines)
@@ -498,7 +513,7 @@ def test_too_few_held_out_controls_are_told(cohort):
     for name in SETS:
         write_tsv(cohort.out / f"detectors/{name}/control_clusters.tsv", CONTROL, [])
     page = cohort.write(**RUN)
-    assert "Training set hybrid: no control was held out" in section(page, "summary")
+    assert "Training sets real and hybrid: no control was held out" in section(page, "summary")
     assert "No figure." in section(page, "calibration")
 
 
@@ -530,6 +545,7 @@ def test_a_detector_of_an_earlier_run_is_told_and_not_shown(cohort):
     assert "not part of this report: maps of z score, hybrid of sub-P1 and sub-P2; maps" in told
     assert f"maps of z score, real of {people}." in told
     assert "maps of OC-SVM" not in told
+    assert _list("abcdefg") == "sub-a, sub-b, sub-c, sub-d, sub-e and 2 more"
     assert "z score" not in section(page, "maps")
     own = section(cohort.write_subject("P1"), "anomalies")
     assert (
@@ -719,8 +735,10 @@ def test_intervals_lie_around_their_lines(made):
             assert (high[:, 1] >= line.get_ydata()).all()
             assert band.get_alpha() < 0.2
     unknown = [replace(point, low=math.nan) for point in detected.curve]
-    chart = draw_detection(replace(detected, curve=unknown))
-    assert not any(axes.patches for axes in chart.figure.axes)
+    fifth = [replace(p, detector="combined") for p in detected.curve if p.detector == "ocsvm"]
+    for curve in (unknown, [*detected.curve, *fifth]):
+        chart = draw_detection(replace(detected, curve=curve))
+        assert not any(axes.patches for axes in chart.figure.axes)
 
 
 def test_a_curve_of_one_point_is_drawn(made):
@@ -948,7 +966,7 @@ def test_the_section_stands_between_pet_and_methods(made):
     assert len(reader.ids) == len(set(reader.ids))
     assert "#anomalies" in reader.links
     others = {link for link in reader.links if not link.startswith(("data:image/", "#"))}
-    assert others == {"group.html"}
+    assert others == {"group.html", "participants.html"}
 
 
 def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unlike(
@@ -1019,7 +1037,7 @@ def test_each_detector_has_its_table_and_its_pictures(made):
     assert first[8:] == ["0", format_volume(found[0]["overlap"])]
     assert second[3] in ("left", "right")  # its region is unknown
     assert page.count("x, y and z are those of the column “x, y, z on the T1w”") == 1
-    assert "and on the participant's own T1w, in mm" in page
+    assert "and on the participant's own T1w; they are in mm" in page
     assert re.findall(r'<div class="viewer" id="(.*?)"', page) == ["viewer-sub-P1_trc-18FFDG"]
     assert set(re.findall(r'data-viewer="(.*?)"', page)) == {"viewer-sub-P1_trc-18FFDG"}
     assert page.count("<details>") == len(DETECTORS) + 1  # other training sets, and keys
@@ -1040,7 +1058,7 @@ def test_where_clusters_lie_on_the_t1w_may_not_be_known(cohort):
     page = section(cohort.write_subject("P1"), "anomalies")
     assert "on the T1w (mm)" not in page
     assert page.count("own T1w: x, y and z are different from those in the tables.") == 1
-    assert "the space of the template, in mm" in page
+    assert "the space of the template; they are in mm" in page
 
 
 def test_a_control_is_called_one(made):
@@ -1419,6 +1437,8 @@ def test_a_button_shows_the_peak_that_the_table_lists(cohort, browser):
             browser.wait_for(lambda peak=peak: place_shown(browser) == pytest.approx(peak))
             detector = browser.run("document.querySelector('[name=detector]').value")
             assert detector == detector_of(anomaly.detector).label
+            at_white = peak[0] < 0  # in the lesion, in the brightest tissue of the phantom
+            assert ("T1w ≥ 360 " in browser.run(OUTPUT)) == at_white
             number += 1
     assert browser.run("document.querySelectorAll('button[data-viewer]').length") == number == 4
     assert browser.complaints() == []

@@ -84,8 +84,12 @@ def test_a_report_that_is_gone_or_a_damaged_record_is_no_row(made, tmp_path):
     out = shutil.copytree(made.out, tmp_path / "out")
     (out / "sub-C1.html").unlink()
     (out / "logs/sub-P2_overview.json").write_text("{")
+    (out / "group.html").write_text("x")
     page = write_overview(out).read_text(encoding="utf-8")
-    assert [link for link in Reader(page).links if link.endswith(".html")] == ["sub-P1.html"]
+    assert [link for link in Reader(page).links if link.endswith(".html")] == [
+        "group.html",
+        "sub-P1.html",
+    ]
 
 
 def test_numbers_far_from_those_of_others_are_marked(tmp_path):
@@ -221,6 +225,9 @@ def test_in_a_browser_the_table_sorts_filters_and_keeps_ratings(tmp_path):
         )
         assert kept == "fail"
         assert browser.run("document.getElementById('rated').textContent") == "1 of 9 rated"
+        browser.ask("Emulation.setEmulatedMedia", browser.page, media="print")
+        table = "document.querySelector('.wide')"  # of many pages, it begins on the first one
+        assert browser.run(f"getComputedStyle({table}).breakInside") == "auto"
     finally:
         browser.close()
 

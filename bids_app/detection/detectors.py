@@ -64,7 +64,7 @@ DETECTORS = {  # in the order in which they are shown
     "ocsvm": Detector(
         label="OC-SVM",
         meaning="distance beyond the boundary that a one-class SVM draws around its training "
-        "controls at that voxel; scores above 0 lie outside, as they do in much of the brain of a "
+        "controls at that voxel. Scores above 0 lie outside, as they do in much of the brain of a "
         "healthy person it was not trained on",
         score="One one-class SVM per voxel, on latents of patches. Zotova et al. (2021), section "
         "2.2; score 0 is its boundary around the controls that it was trained on",
@@ -89,7 +89,7 @@ DETECTORS = {  # in the order in which they are shown
     "pseudonormal": Detector(
         label="pseudo-normal",
         meaning="how far uptake is from the synthetic PET predicted from the participant's own "
-        "T1w, against the same difference in controls, as Crawford and Howell's t",
+        "T1w, compared with the same difference in controls, as Crawford and Howell's t",
         score="Crawford-Howell t of the difference between synthetic and real PET",
         statmap="t of the difference between synthetic and real PET, against that in controls",
         clusters="Clusters of the anomaly map of synthetic minus real PET",
@@ -101,9 +101,9 @@ DETECTORS = {  # in the order in which they are shown
     ),
     "asymmetry": Detector(
         label="asymmetry",
-        meaning="how far uptake is from that at the same place on the other side, against the "
-        "same difference in controls, as Crawford and Howell's t; it cannot detect bilateral or "
-        "midline lesions, and needs a symmetric template",
+        meaning="how far uptake is from that at the same place on the other side, compared with "
+        "the same difference in controls, as Crawford and Howell's t. It cannot detect bilateral "
+        "or midline lesions, and needs a symmetric template",
         score="Crawford-Howell t of left-right asymmetry, (here - there) / mean, of smoothed PET; "
         "blind to bilateral and midline lesions",
         statmap="Crawford-Howell t of left-right asymmetry against controls, after smoothing; "
@@ -118,8 +118,8 @@ DETECTORS = {  # in the order in which they are shown
     "combined": Detector(
         label="z + asymmetry",
         meaning="mean of the z score and of the left-right asymmetry of uptake, both as Crawford "
-        "and Howell's t; it is less sensitive to bilateral and midline lesions than to others, and "
-        "needs a symmetric template",
+        "and Howell's t. It is less sensitive to bilateral and midline lesions, and needs a "
+        "symmetric template",
         score="Mean of two Crawford-Howell t, of uptake and of left-right asymmetry; less "
         "sensitive to bilateral and midline lesions than to others",
         statmap="mean of the Crawford-Howell t of uptake and of that of left-right asymmetry, "
@@ -128,7 +128,7 @@ DETECTORS = {  # in the order in which they are shown
         clusters="Clusters of the mean of the maps of uptake and of left-right asymmetry against "
         "controls; less sensitive to bilateral and midline lesions than to others",
         unit="t",
-        dash="9 2 2 2",
+        dash="8 2 2 2 2 2",
         method="norm",
         mirrored=True,
     ),
@@ -154,10 +154,12 @@ def meaning_of(name: str, direction: str) -> str:
     Examples
     --------
     >>> meaning_of("of another version", "hypo")
-    'higher is more abnormal; lower uptake gives higher scores'
+    'higher is more abnormal. Lower uptake gives higher scores'
     """
     meaning = detector_of(name).meaning
-    return f"{meaning}; {DIRECTIONS[direction]}" if direction in DIRECTIONS else meaning
+    return (
+        f"{meaning}. {DIRECTIONS[direction].capitalize()}" if direction in DIRECTIONS else meaning
+    )
 
 
 def needing_synthetic(names: Iterable[str]) -> list[str]:

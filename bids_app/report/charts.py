@@ -638,6 +638,7 @@ MOST_CLUSTERS: Final = 12  # up to which every whole number is labelled
 UNIT_NAMES: Final = {"lesion": "Lesions", "patient": "Patients with a lesion"}
 ACROSS: Final = "clusters kept per patient"
 FALSE: Final = "false clusters per held-out control"
+MOST_BANDS: Final = 4  # lines with confidence bands; more bands hide each other (our choice)
 
 
 @plain_style()
@@ -661,7 +662,8 @@ def draw_detection(detected: Detected) -> Chart | None:
         for index, (detector, key) in enumerate(keys.items()):
             points = [p for p in detected.curve if p.unit == unit and key_of(p) == detector]
             aside = ASIDE * (index - (len(keys) - 1) / 2)
-            _draw_curve(axes, sorted(points, key=lambda p: p.clusters), key, aside)
+            points.sort(key=attrgetter("clusters"))
+            _draw_curve(axes, points, key, aside, with_band=len(keys) <= MOST_BANDS)
     description = _describe(detected.curve, keys)
     return Chart("Detection curves", description, figure, tuple(keys.values()))
 
@@ -731,10 +733,12 @@ def _draw_panels(units: Sequence[str], across: str) -> tuple[Figure, dict[str, A
     return figure, panels
 
 
-def _draw_curve(axes: Axes, points: Sequence[CurvePoint], key: Key, aside: float) -> None:
-    """Draw a line, with its confidence band if more than one interval is known."""
+def _draw_curve(
+    axes: Axes, points: Sequence[CurvePoint], key: Key, aside: float, *, with_band: bool
+) -> None:
+    """Draw a line, with its confidence band if that is wanted and two intervals are known."""
     bounded = [p for p in points if not isnan(p.low) and not isnan(p.high)]
-    if len(bounded) > 1:
+    if with_band and len(bounded) > 1:
         x = [point.clusters + aside for point in bounded]
         edges = [point.low for point in bounded] + [point.high for point in bounded[::-1]]
         axes.fill([*x, *x[::-1]], edges, color=key.colour, alpha=0.07, lw=0)

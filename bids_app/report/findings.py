@@ -241,7 +241,7 @@ def _describe_cluster(
     )
     sentences = [
         compared if n_controls else "No control was held out to compare it with.",
-        f"Peak score {format_score(cluster.peak_score)} at {peak} mm (shown); centre at "
+        f"Peak score {format_score(cluster.peak_score)} at {peak} mm; centre at "
         f"{place_of(cluster)} mm.",
     ]
     if agreeing is not None:
@@ -252,7 +252,7 @@ def _describe_cluster(
         )
     if cluster.overlap is not None:
         sentences.append(
-            f"{format_volume(cluster.overlap)} cm³ of it lie in a known lesion."
+            f"It overlaps a known lesion by {format_volume(cluster.overlap)} cm³."
             if cluster.overlap
             else "It does not overlap a known lesion."
         )
@@ -311,7 +311,7 @@ def _show_lesions(patient: _Patient) -> list[Found]:
             findings.append(Found(heading, ("Not covered by the PET, so not searched.",), None))
             continue
         ranks = _first_ranks(patient, inside)
-        hits = [f"{name_of(name)} (cluster {rank})" for name, rank in ranks.items() if rank]
+        hits = [f"{name_of(name)} (rank {rank})" for name, rank in ranks.items() if rank]
         missing = [name_of(name) for name, rank in ranks.items() if not rank]
         sentences = [f"Found by {enumerate_words(hits)}."] if hits else []
         sentences += [f"Missed by {enumerate_words(missing)}."] if missing else []

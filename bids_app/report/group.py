@@ -9,10 +9,10 @@ from bids_app.derivatives.detections import Anomaly, Listed, find_anomalies
 from bids_app.derivatives.paths import resolution_label
 from bids_app.detection.card import Control, DetectorCard
 from bids_app.detection.clusters import Cluster
-from bids_app.detection.detectors import needing_synthetic
+from bids_app.detection.detectors import LEADING, needing_synthetic, rank_of
 from bids_app.detection.distribution import compare_kinds
 from bids_app.detection.evaluation import FALSE_RATES, CurvePoint, FreePoint, McNemarTest, point_at
-from bids_app.errors import count_noun
+from bids_app.errors import NAMED_AT_MOST, count_noun, name_some
 from bids_app.report.anomalies import (
     UNITS,
     Detected,
@@ -236,6 +236,13 @@ def cluster_table(detected: Detected, detector: DetectorKey) -> dict[str, object
     }
 
 
+def _lead(key: DetectorKey) -> tuple[int, int]:
+    """Return a sort key: training sets in their order, then the detector that finds most."""
+    training_set, detector = key
+    number = LEADING.index(detector) if detector in LEADING else len(LEADING)
+    return rank_of(training_set, "")[0], number
+
+
 def _line(listed: Listed, cluster: Cluster) -> dict[str, object]:
     return {
         "visit": name_visit(listed.participant, listed.session),
@@ -350,22 +357,25 @@ def _has_pet(output_dir: Path, participant: str) -> bool:
 
 
 def _calibration(detected: Detected) -> list[str]:
-    sentences = []
+    names_by_count: dict[int, list[str]] = {}
     for name in detected.cards:
         counts = {
             len(scores)
             for (training_set, _), scores in detected.control_scores.items()
             if training_set == name and scores
         }
-        if not counts:
+        names_by_count.setdefault(min(counts, default=0), []).append(name)
+    sentences = []
+    for n_controls, names in names_by_count.items():
+        sets = f"Training set{'s' * (len(names) > 1)} {enumerate_words(names)}"
+        if not n_controls:
             sentences.append(
-                f"Training set {name}: no control was held out, so the number of such clusters in "
-                "healthy people is unknown."
+                f"{sets}: no control was held out, so the number of such clusters in healthy "
+                "people is unknown."
             )
-        elif min(counts) < FEW:
-            n_controls = min(counts)
+        elif n_controls < FEW:
             sentences.append(
-                f"Training set {name}: only {count_noun(n_controls, 'control')} "
+                f"{sets}: only {count_noun(n_controls, 'control')} "
                 f"{'was' if n_controls == 1 else 'were'} held out, so expected counts come in "
                 f"steps of {1 / n_controls:.3g}."
             )
@@ -388,7 +398,8 @@ def _flat_maps(detected: Detected) -> list[str]:
 
 
 def _list(labels: Iterable[str]) -> str:
-    return enumerate_words([f"sub-{label}" for label in sorted(labels)])
+    names = [f"sub-{label}" for label in sorted(labels)]
+    return name_some(names) if len(names) > NAMED_AT_MOST else enumerate_words(names)
 
 
 NAME: Final = "group"  # of the report and of its record
@@ -574,7 +585,7 @@ def _results(detected: Detected) -> dict[str, object]:
     return {
         "evaluated": bool(detected.curve),
         "summaries": summaries_of(detected, calibrations),
-        "tables": [cluster_table(detected, detector) for detector in detected.detectors],
+        "tables": [cluster_table(detected, key) for key in sorted(detected.detectors, key=_lead)],
         "curve": draw_detection(detected),
         "free": draw_responses(detected),
         "false_rates": [f"{rate:g}" for rate in FALSE_RATES],

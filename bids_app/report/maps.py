@@ -276,5 +276,5 @@ def _words(anomaly: Anomaly) -> tuple[str, str, str]:
 
 def _caption(lesions: Mask | None) -> str:
     if lesions is not None:
-        return "Slices through the lesion, the same for all."
-    return "Slices on which the clusters of all columns together are brightest, the same for all."
+        return "Slices through the largest lesion, the same for all detectors."
+    return "Slices on which the clusters of all detectors together are brightest."

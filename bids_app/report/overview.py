@@ -25,6 +25,7 @@ from bids_app.report.results import (
 )
 
 NAME: Final = "participants.html"
+OTHERS: Final = {"group.html": "Group report", "train.html": "Training of generators"}
 ENDING: Final = "_overview.json"  # of the files that reports write to logs/ for this page
 THUMBNAIL: Final = 72  # px; our choice: 500 of them are a megabyte
 QUALITY: Final = 70  # of JPEG; our choice
@@ -132,7 +133,12 @@ def write_overview(output_dir: Path) -> Path:
         for name, (heading, _) in NUMBERS.items()
         if any(line["cells"][name] != "n/a" for line in lines)
     }
-    values = {"lines": lines, "numbers": numbers, "dataset": output_dir.name}
+    values = {
+        "lines": lines,
+        "numbers": numbers,
+        "dataset": output_dir.name,
+        "reports": [item for item in OTHERS.items() if (output_dir / item[0]).exists()],
+    }
     path = output_dir / NAME
     write_text(path, render("participants.html", values))
     return path

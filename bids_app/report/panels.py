@@ -144,7 +144,7 @@ def bar_of_scores(heat: Heat) -> Bars:
     """Create a colour bar of the scores that are shown."""
     row = np.linspace(heat.threshold, heat.high, 256, dtype=np.float32)[np.newaxis]
     low, high = format_score(heat.threshold), format_score(heat.high)
-    return (("anomaly score", paint_scores(row, heat), low, high),)
+    return (("anomaly score", paint_scores(row, heat), low, f"≥ {high}"),)
 
 
 def bars_of_ranks(*, lesions: bool) -> Bars:
@@ -260,7 +260,7 @@ def _heads(layers: Sequence[Layer | None], spots: Sequence[Spot], grid: Image) -
 AROUND_HEAD, AROUND_BRAIN = 18.0, 4.0  # mm shown beyond the brain (our choice)
 BRIGHTEST: Final = 99.5  # percentile of the brain that is drawn brightest (our choice)
 LARGEST_DIFFERENCE: Final = 0.5  # end of the scale of differences, the same in all reports
-UPTAKE: Final = Scale("inferno", 0.0, 1.0, "PET (1 = bright end of this brain's own intensities)")
+UPTAKE: Final = Scale("inferno", 0.0, 1.0, "PET (scaled to this brain)")
 DIFFERENCE: Final = Scale("RdBu_r", -LARGEST_DIFFERENCE, LARGEST_DIFFERENCE, "synthetic − real")
 LARGEST_SD: Final = 0.15  # end of the scale of uncertainty, the same in all reports; our choice
 DEVIATION: Final = Scale("viridis", 0.0, LARGEST_SD, "SD of the error, as predicted")

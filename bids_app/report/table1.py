@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from math import isfinite, isnan
+from math import isfinite, isnan, nan
 from statistics import fmean
 from typing import Final
 
@@ -171,8 +171,8 @@ def table1(rows: Sequence[ScoreRow]) -> list[tuple[str, list[tuple[str, list[Cel
     Parameters
     ----------
     rows : sequence of ScoreRow
-        Rows in the order in which they are shown. The best of a column is never a baseline; models
-        with the same rounded mean share it.
+        Rows in the order in which they are shown. The best of a column is a model whose rounded
+        mean is better than those of all baselines; models with the same rounded mean share it.
 
     Returns
     -------
@@ -232,10 +232,15 @@ def not_measured(rows: Sequence[ScoreRow]) -> list[str]:
 
 
 def _best(rows: Sequence[ScoreRow], metric: str) -> str:
-    """Return the highest merit of the models' means, formatted; empty if there is none."""
-    means = [row.means[metric] for row in rows if not is_baseline(row.model)]
-    measured = [_merit(metric, mean) for mean in means if not isnan(mean)]
-    return show(max(measured), _digits(metric)) if measured else ""
+    """Return the best merit of the models' means, formatted; empty if a baseline is as good."""
+    digits = _digits(metric)
+    merits = [
+        (round(_merit(metric, row.means[metric]), digits), is_baseline(row.model))
+        for row in rows
+        if not isnan(row.means[metric])
+    ]
+    best, by_baseline = max(merits, default=(nan, True))  # a baseline wins a tie
+    return "" if by_baseline else show(best, digits)
 
 
 def _digits(metric: str) -> int:

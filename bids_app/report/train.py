@@ -30,7 +30,14 @@ from bids_app.report.charts import (
 )
 from bids_app.report.gallery import draw_gallery
 from bids_app.report.methods import training_methods
-from bids_app.report.page import RunSummary, describe_demonstration, read_record, show, write_report
+from bids_app.report.page import (
+    RunSummary,
+    describe_demonstration,
+    enumerate_words,
+    read_record,
+    show,
+    write_report,
+)
 from bids_app.report.results import as_number
 from bids_app.report.table1 import (
     compare_with_paper,
@@ -99,7 +106,7 @@ def _no_better(rows: Sequence[ScoreRow]) -> list[str]:
         if matched:
             networks_by_baselines["; ".join(matched)].append(full_name_of(row.model))
     return [
-        f"Inside the brain, {'; '.join(networks)} {'is' if len(networks) == 1 else 'are'} no "
+        f"Inside the brain, {enumerate_words(networks)} {'is' if len(networks) == 1 else 'are'} no "
         f"better than methods without a network: {matched}."
         for matched, networks in networks_by_baselines.items()
     ]

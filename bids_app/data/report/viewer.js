@@ -57,6 +57,7 @@
       this.root = root;
       this.canvas = root.querySelector("canvas");
       this.layers = JSON.parse(root.querySelector("script").textContent);
+      for (const layer of this.layers) layer.top = layer.high; // which a reader may change
       this.detector = root.querySelector("[name=detector]");
       this.view = root.querySelector("[name=view]");
       this.zoom = root.querySelector("[name=zoom]");
@@ -250,7 +251,9 @@
     tell(told) {
       const values = this.layers.flatMap((layer, number) => {
         const valued = ["t1w", "pet", "map"].includes(layer.kind) && this.isChosen(layer);
-        return valued ? [`${layer.label} ${show(told.values[number]?.value ?? NaN)}`] : [];
+        const value = told.values[number]?.value ?? NaN;
+        const least = value > 0.999 * layer.top ? "≥ " : ""; // what was higher was clipped
+        return valued ? [`${layer.label} ${least}${show(value)}`] : [];
       });
       this.root.querySelector("output").value = [showPlace(told.mm), ...values].join(" · ");
     }
