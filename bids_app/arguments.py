@@ -198,12 +198,15 @@ def number_reader(
     """Create a function that reads a number and refuses those that ``may_be`` rejects."""
 
     def read(text: str) -> float:
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            name = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None
         if not may_be(value):
             raise argparse.ArgumentTypeError(f"{text} {otherwise}")
         return value
 
-    read.__name__ = kind.__name__  # argparse shows it if the text is not a number
     return read
 
 

@@ -573,6 +573,10 @@ def _read_config(path: Path) -> argparse.Namespace:
     for name, value in table.items():
         parser = _options()
         parser.source = f"{path}, line {_line_of(name, text)}"
+        action = parser._option_string_actions.get("--" + name.replace("_", "-"))
+        is_switch = action is not None and action.nargs == 0 and action.dest != "verbose"
+        if is_switch and not isinstance(value, bool):
+            raise UsageError(f"{parser.source}: {name} is neither true nor false; correct it")
         parser.parse_args(_option(path, name, value), arguments)
     return arguments
 

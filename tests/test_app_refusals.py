@@ -75,7 +75,7 @@ REFUSED = [
     ("participant", (*SLOPPY, "--use-plugin", "{study}/astral.json"), 64),
     ("participant", (*SLOPPY, "--use-plugin", "{study}/slurm.json"), 64),
     ("participant", (*SLOPPY, "--use-plugin", "{study}/bad.json"), 64),
-    ("participant", (*SLOPPY, "--use-plugin", "{study}/none.json"), 64),
+    ("participant", (*SLOPPY, "--use-plugin", "{study}/none.json"), 66),
     ("participant", (*SLOPPY, "--bids-filter-file", "{study}/bad.json"), 64),
     ("participant", (*SLOPPY, "--participant-label", "nobody"), 18),
     ("participant", (*SLOPPY, "--stage", "synthesize"), 66),

@@ -215,6 +215,22 @@ def test_a_missing_file_of_settings_is_named(tmp_path):
         parse("--config-file", str(tmp_path / "none.toml"))
 
 
+@pytest.mark.parametrize("line", ["sloppy = 1", 'dry-run = "yes"', "skip_bids_validation = []"])
+def test_a_switch_in_a_file_of_settings_is_true_or_false(tmp_path, line):
+    name = line.split()[0]
+    with pytest.raises(UsageError, match=rf"run\.toml, line 2: {name} is neither true nor false"):
+        parse(*config(tmp_path, f"nprocs = 2\n{line}"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [("--mem-gb 8G", "'8G' is not a number"), ("--nprocs 1.5", "'1.5' is not a whole number")],
+)
+def test_what_is_no_number_is_named(typed, told):
+    with pytest.raises(UsageError, match=told):
+        parse(*typed.split())
+
+
 @pytest.mark.parametrize("text", ["colour = 1", "nprocs = 0", 'device = "gpu"', "sloppy = 3"])
 def test_a_file_of_settings_obeys_the_rules_of_flags(tmp_path, text):
     assert exit_code(*WHERE, *config(tmp_path, text)) == 64
