@@ -110,13 +110,13 @@ class Watch:
 
 def trace(label: str, arguments: list[str]) -> None:
     """Print what a run calls before its first graph, and the records it creates by stage."""
-    from bids_app.cli import run_command
+    from bids_app.cli import parse, run_level
 
     watch = Watch(label)
     sys.argv = ["mri2pet", *arguments]  # the record of a run contains the command line, hence LABEL
     sys.setprofile(watch)
     try:
-        run_command(arguments)
+        run_level(parse(arguments))
     finally:
         sys.setprofile(None)
     print(f"functions before the first node      {len(watch.functions)}")

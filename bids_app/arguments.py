@@ -15,7 +15,13 @@ from copy import copy
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
-from bids_app.errors import Mri2petError, ReadWriteError, UsageError
+from bids_app.errors import (
+    InvalidBidsError,
+    MissingInputError,
+    Mri2petError,
+    ReadWriteError,
+    UsageError,
+)
 from bids_app.files import read_text, split_lines
 from bids_app.lifeline import ended_by_signals
 
@@ -31,7 +37,7 @@ STREAMS = ("stdin", "stdout", "stderr")
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser that answers a wrong command line with one line and exit code 64.
+    """Argument parser that answers a wrong command line with a ``UsageError`` of one line.
 
     Parameters
     ----------
@@ -66,7 +72,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         source = f"{self.source}: " if self.source else ""
         sentences = [f"{source}{message}", *self._hints(message)]
-        self.exit(UsageError.exit_code, f"error: {'; '.join(sentences)}; see {self.prog} --help\n")
+        raise UsageError(f"{'; '.join(sentences)}; see {self.prog} --help")
 
     def _hints(self, message: str) -> Iterator[str]:
         """Suggest what may have been meant."""
@@ -192,12 +198,15 @@ def number_reader(
     """Create a function that reads a number and refuses those that ``may_be`` rejects."""
 
     def read(text: str) -> float:
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            name = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None
         if not may_be(value):
             raise argparse.ArgumentTypeError(f"{text} {otherwise}")
         return value
 
-    read.__name__ = kind.__name__  # argparse shows it if the text is not a number
     return read
 
 
@@ -245,6 +254,26 @@ def refuse_lost_folder() -> None:
         Path.cwd()
     except FileNotFoundError:
         raise _no_folder() from None
+
+
+def refuse_other_than_bids(bids_dir: Path) -> None:
+    """Check that a path can be the root of a BIDS dataset.
+
+    Raises
+    ------
+    MissingInputError
+        If it does not exist.
+    InvalidBidsError
+        If it is not a folder, or has no ``dataset_description.json``.
+    """
+    if not bids_dir.exists():
+        raise MissingInputError(f"{bids_dir}: no such folder; check the path of the BIDS dataset")
+    if not bids_dir.is_dir():
+        raise InvalidBidsError(f"{bids_dir}: not a folder; give the root of a BIDS dataset")
+    if not (bids_dir / "dataset_description.json").is_file():
+        raise InvalidBidsError(
+            f"{bids_dir}: has no dataset_description.json; give the root of a BIDS dataset"
+        )
 
 
 def _no_folder() -> ReadWriteError:
@@ -447,7 +476,8 @@ PREFIXES = ("sub-", "ses-", "trc-", "run-")
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise UsageError(
-            f"{path}: neither a label (letters and digits) nor a text file with one label per line"
+            f"{path}: neither a label (letters and digits, several separated by spaces) nor a "
+            "text file with one label per line"
         )
     try:
         lines = split_lines(read_text(path))

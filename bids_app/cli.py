@@ -28,6 +28,7 @@ from bids_app.arguments import (
     read_names_as_utf8,
     refuse_inverted,
     refuse_lost_folder,
+    refuse_other_than_bids,
     run_program,
 )
 from bids_app.detection.detectors import (
@@ -40,7 +41,7 @@ from bids_app.detection.detectors import (
 from bids_app.errors import MissingInputError, Mri2petError, UsageError
 from bids_app.files import read_json, read_text
 from bids_app.lifeline import exit_with
-from bids_app.resources import writable_caches
+from bids_app.resources import DEVICE, writable_caches
 from bids_app.settings import (
     FULL_RESOLUTION,
     LEVELS,
@@ -53,7 +54,6 @@ from bids_app.synthesis.models import CONDITIONED, MODELS, TISSUE, TRAINABLE
 
 UNITS = {"K": 1e-6, "": 1e-3, "M": 1e-3, "G": 1.0, "T": 1e3}  # units of memory, in GB
 UNKNOWN_LEVEL = 17  # BEP027
-DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 BOX_SIDES = 6
 MOST_VERBOSE = 2
 LARGEST_SEED = 4294967294  # ITK counts seeds from 1, in 32 bits
@@ -62,6 +62,8 @@ MOST_USUAL = "LAS"  # orientation that nibabel, SPM and FSL assume if an image h
 NAMES = {"models", "training_set", "detectors", "covariates"}  # duplicates are dropped
 TUPLES = NAMES | {"bounding_box", "derivatives"}
 PLACES = ("bids_dir", "output_dir", "level")  # settings given on the command line only
+FILES = ("bids_filter_file", "detector", "lpips_weights", "ratings", "use_plugin")  # files to read
+DATASETS = {"participant": PREPROCESSED, "group": (LESIONS,)}  # used by levels
 FLAGS = {"validate": "--skip-bids-validation"}  # flags not named after their setting
 LABELS = {
     "participant_label": "sub-",
@@ -546,8 +548,17 @@ def _read_config(path: Path) -> argparse.Namespace:
     """Read the options of ``--config-file`` as if they were given on the command line.
 
     The file is TOML, or the JSON record that a run leaves in ``OUTPUT_DIR/logs``.
+
+    Raises
+    ------
+    MissingInputError
+        If the file does not exist.
+    UsageError
+        If it cannot be understood.
     """
     arguments = argparse.Namespace()
+    if not path.exists():
+        raise MissingInputError(f"{path}: no such file; correct --config-file")
     try:
         text = read_text(path)
         table = _recorded(path) if path.suffix == ".json" else tomllib.loads(text)
@@ -562,6 +573,10 @@ def _read_config(path: Path) -> argparse.Namespace:
     for name, value in table.items():
         parser = _options()
         parser.source = f"{path}, line {_line_of(name, text)}"
+        action = parser._option_string_actions.get("--" + name.replace("_", "-"))
+        is_switch = action is not None and action.nargs == 0 and action.dest != "verbose"
+        if is_switch and not isinstance(value, bool):
+            raise UsageError(f"{parser.source}: {name} is neither true nor false; correct it")
         parser.parse_args(_option(path, name, value), arguments)
     return arguments
 
@@ -671,17 +686,20 @@ def parse(argv: Sequence[str] | None) -> Settings:
 
     Raises
     ------
+    MissingInputError
+        If the file of settings does not exist.
     UsageError
-        If labels or the file of settings cannot be understood.
+        If the command line, labels or the file of settings cannot be understood.
     SystemExit
-        With code 64 if the command line cannot be understood, 17 if the level is unknown, and 0
-        after ``--help`` and ``--version``.
+        With code 17 if the level is unknown, and 0 after ``--help`` and ``--version``.
     """
     parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.level not in LEVELS:
         near = get_close_matches(arguments.level, LEVELS, n=1)
         hint = f"did you mean {near[0]}? " if near else f"use one of {', '.join(LEVELS)}"
+        if {arguments.bids_dir.name, arguments.output_dir.name} & set(LEVELS):
+            hint = "give BIDS_DIR, OUTPUT_DIR and the level in this order"
         if get_close_matches(arguments.bids_dir.name, ["quick"]):
             hint = "did you mean mri2pet quick T1W OUT, with quick as the first word?"
         parser.exit(UNKNOWN_LEVEL, f"error: no level {arguments.level!r}; {hint.strip()}\n")
@@ -692,12 +710,20 @@ def parse(argv: Sequence[str] | None) -> Settings:
     return _settings(vars(arguments))
 
 
+def _unused(level: str) -> list[str]:
+    """List the settings that a level does not use."""
+    others = (names for levels, names in USED_BY.items() if level not in levels.split())
+    return [name for names in others for name in names.split()]
+
+
+def _flag(name: str) -> str:
+    return FLAGS.get(name, "--" + name.replace("_", "-"))
+
+
 def _warn_unused(arguments: argparse.Namespace) -> None:
     """Warn of given options that the level does not use."""
-    others = (names for levels, names in USED_BY.items() if arguments.level not in levels.split())
-    unused = [name for names in others for name in names.split()]
-    flags = [FLAGS.get(name, "--" + name.replace("_", "-")) for name in unused if name in arguments]
-    names = {"participant": PREPROCESSED, "group": (LESIONS,)}.get(arguments.level)
+    flags = [_flag(name) for name in _unused(arguments.level) if name in arguments]
+    names = DATASETS.get(arguments.level)
     if names is not None:
         datasets = [name for name, _ in vars(arguments).get("derivatives", ()) if name not in names]
         flags += [f"--derivatives {name}" for name in datasets]
@@ -710,22 +736,26 @@ def _refuse_absent(settings: Settings) -> None:
 
     Raises
     ------
-    MissingInputError
-        If the input of the level does not exist.
+    InvalidBidsError, MissingInputError
+        If the input of the level, or a file or folder that an option names, does not exist.
     """
-    if settings.level == "participant" and not settings.bids_dir.exists():
-        raise MissingInputError(
-            f"{settings.bids_dir}: no such folder; check the path of the BIDS dataset"
-        )
+    if settings.level == "participant":
+        refuse_other_than_bids(settings.bids_dir)
+    for name in sorted(set(FILES) - set(_unused(settings.level))):
+        path = getattr(settings, name)
+        if path is not None and not path.exists():
+            raise MissingInputError(f"{path}: no such file or folder; correct {_flag(name)}")
+    for name, root in settings.derivatives:
+        if name in DATASETS.get(settings.level, ()) and not root.exists():
+            raise MissingInputError(f"{root}: no such folder; correct --derivatives {name}=PATH")
     if settings.level != "participant" and not settings.output_dir.exists():
         raise MissingInputError(
             f"{settings.output_dir}: no such folder; run the participant level first"
         )
 
 
-def run_command(argv: Sequence[str] | None) -> int:
-    """Parse a command line, run it, and return the exit code, or raise a ``Mri2petError``."""
-    settings = parse(argv)
+def run_level(settings: Settings) -> int:
+    """Run a level and return the exit code, or raise a ``Mri2petError``."""
     refuse_lost_folder()
     _refuse_absent(settings)
     with writable_caches(os.environ):
@@ -739,7 +769,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         read_names_as_utf8()
     return run_program(
-        lambda: run_command(argv), interrupted="stopped; run the same command again to resume"
+        lambda: run_level(parse(argv)), interrupted="stopped; run the same command again to resume"
     )
 
 

@@ -17,6 +17,7 @@ from bids_app.errors import count_noun
 from bids_app.visit import Selection
 
 WIDEST = 1_000_000  # characters per line: in a file, cells are not wrapped
+USUAL = 80  # characters per line of a terminal
 NONE = "—"  # empty cell of a table
 HOUR = 60  # min
 
@@ -39,6 +40,9 @@ class Console:
         # File names may look like markup ([bold]) or the name of an emoji (:cat:)
         plain = partial(RichConsole, soft_wrap=True, highlight=False, markup=False, emoji=False)
         self.console, self.out = plain(stderr=True), plain()
+        for console in (self.console, self.out):
+            if console.width == 0:  # as COLUMNS=0 says; rich would then print nothing
+                console.width = USUAL
 
     def say(self, text: str) -> None:
         """Print a message about normal progress."""

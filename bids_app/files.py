@@ -52,7 +52,7 @@ def why_no_file(path: Path) -> str | None:
     if stat.S_ISREG(mode):
         return None
     kind = SPECIAL.get(stat.S_IFMT(mode), "something else")
-    return f"{kind}, not a file; replace or remove it"
+    return f"{kind}, not a file; correct the path, or put a file there"
 
 
 def size_of(path: Path) -> int:

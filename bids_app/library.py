@@ -5,6 +5,7 @@ They are public as ``mri2pet.predict_pet`` and so on.
 
 import subprocess
 import sys
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,12 @@ from bids_app.derivatives.paths import report_path, sidecar_path, visit_paths
 from bids_app.errors import Mri2petError, UnusableDataError
 from bids_app.files import read_json
 from bids_app.generators import find_generator
+from bids_app.imaging.intensity import check_fwhm
 from bids_app.imaging.similarity import dice
-from bids_app.imaging.verdict import verdict_of
+from bids_app.imaging.verdict import VERDICTS, verdict_of
 from bids_app.imaging.volume import Grid
 from bids_app.quick import RAW, label_of
+from bids_app.resources import choose_device
 from bids_app.simulate import simulate_cohort
 from bids_app.synthesis.card import Card, check_space, check_weights, is_own_grid, read_card
 from bids_app.templates import mask_on
@@ -41,7 +44,8 @@ class Registered(NamedTuple):
     t1w_to_mni, mni_to_t1w : Path
         Composite transforms in ITK's HDF5 format, readable by ANTs and SimpleITK.
     verdict : str
-        Verdict on the registration of the T1w: ``pass``, ``doubt`` or ``fail``.
+        Verdict on the registrations: ``pass``, or ``doubt`` if that of the T1w or of the PET is in
+        doubt.
     report : Path
         HTML report, for visual inspection.
     """
@@ -87,7 +91,9 @@ def register_to_mni(
     Raises
     ------
     Mri2petError
-        If an image cannot be used; the message says which, and why.
+        If an image cannot be used, or a registration failed; the message says which, and why.
+    TypeError
+        If an image or the folder is not given as a path.
 
     Examples
     --------
@@ -95,30 +101,32 @@ def register_to_mni(
     >>> found.verdict  # doctest: +SKIP
     'pass'
     """
-    images = [str(path) for path in (t1w, pet) if path is not None]
+    given = [t1w] if pet is None else [t1w, pet]
+    images = [str(Path(path).absolute()) for path in given]
+    root, label = Path(folder).absolute(), label_of(Path(t1w))
     options = ["--stage", "preprocess", "--resolution", str(resolution)]
     options += ["--sloppy"] if quick else []
-    words = ["quick", *images, str(folder), *options]
+    words = ["quick", *images, str(root), *options]
     done = subprocess.run(
         [sys.executable, "-m", "mri2pet", *words], capture_output=True, text=True, check=False
     )
     if done.returncode:
         messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         raise Mri2petError(messages[-1].removeprefix("error: ") if messages else done.stderr)
-    root, label = Path(folder).absolute(), label_of(Path(t1w))
     settings = parse([str(root / RAW), str(root), "participant", *options])
     scan, *pets = (Scan(Path(image), label, None, ()) for image in images)
     visit = Visit(label, None, scan, tuple(pets))
     paths = visit_paths(root, visit, settings.template, settings.grid_resolution)
-    written_pets = (results.in_template for results in paths.pets)
-    verdict = verdict_of(read_json(sidecar_path(paths.t1w_in_template)))
+    written_pets = [pet.in_template for pet in paths.pets if pet.in_template.is_file()]
+    sidecars = [sidecar_path(path) for path in (paths.t1w_in_template, *written_pets)]
+    verdicts = [verdict_of(read_json(sidecar)) for sidecar in sidecars]
     return Registered(
         paths.t1w_in_template,
         paths.brain_mask_in_template,
-        next((path for path in written_pets if path.is_file()), None),
+        next(iter(written_pets), None),
         paths.t1w_to_template,
         paths.template_to_t1w,
-        verdict if verdict else "",
+        next((verdict for verdict in reversed(VERDICTS) if verdict in verdicts), ""),
         report_path(root, label),
     )
 
@@ -137,7 +145,8 @@ def predict_pet(
     fwhm : float
         Smoothing of the result, in mm; Zotova et al. (2021), section 2.1.
     device : str
-        Torch device. On a CPU with native bfloat16 support, networks compute with bfloat16.
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. On a CPU with native bfloat16 support, networks
+        compute with bfloat16.
 
     Returns
     -------
@@ -149,7 +158,9 @@ def predict_pet(
     ------
     Mri2petError
         If the T1w is not in MNI space, not within [0, 1], or on a grid that the generator does not
-        support, or if the generator predicts no PET.
+        support, if the generator predicts no PET, or if there is no such device or generator.
+    TypeError, ValueError
+        If the T1w is neither a path nor a nibabel image, or if ``fwhm`` is below 0.
 
     Examples
     --------
@@ -165,11 +176,17 @@ def predict_pet(
     from bids_app.synthesis.tiling import SliceTriplets, overlap
     from bids_app.synthesis.tissue import TissueModel, resample_tissue_model
 
-    is_path = isinstance(t1w, Path | str)
+    is_path = isinstance(t1w, PathLike | str)
+    if not is_path and not hasattr(t1w, "dataobj"):
+        raise TypeError(f"t1w must be a path or a nibabel image, not {type(t1w).__name__}")
+    check_fwhm(fwhm)
+    device = choose_device(str(device))
+    folder = find_generator(str(generator), Path(), sloppy=False, flag="generator")
     image = nifti.load(Path(t1w)) if is_path else nifti.from_nibabel(t1w)
-    name = str(t1w) if is_path else "the T1w"
-    grid = Grid(image.data.shape[:3], image.affine)
-    folder = find_generator(str(generator), Path(), sloppy=False)
+    name = str(t1w) if is_path else "the given image"
+    if image.data.ndim != 3 or image.data.size == 0:
+        raise UnusableDataError(f"{name}: has shape {image.data.shape}; give one volume")
+    grid = Grid(image.data.shape, image.affine)
     card = read_card(folder)
     weights = check_weights(folder, card)
     _refuse(image, grid, card, name)
@@ -189,8 +206,6 @@ def predict_pet(
 
 def _refuse(image: nifti.Image, grid: Grid, card: Card, name: str) -> None:
     """Refuse anything but a T1w in MNI space, from which a generator would predict nonsense."""
-    if image.data.ndim != len(grid.shape):
-        raise UnusableDataError(f"{name}: has {image.data.ndim} axes; give one volume")
     low, high = float(np.min(image.data)), float(np.max(image.data))
     if not (np.isfinite(low + high) and low >= -ROUNDING and high <= 1 + ROUNDING):
         raise UnusableDataError(
@@ -239,7 +254,7 @@ def simulate(
     Raises
     ------
     Mri2petError
-        If the folder is not empty or cannot be written to.
+        If the folder is not empty or cannot be written to, or a number is out of range.
 
     Examples
     --------

@@ -390,9 +390,25 @@ def check_labels(path: Path, *, orientation: str = "") -> Image:
 
 
 def from_nibabel(image: nib.spatialimages.SpatialImage) -> Image:
-    """Convert a nibabel image to float32, scaled according to its header."""
-    data = np.asarray(image.dataobj, np.float32)
-    return Image(data, np.asarray(image.affine, np.float64))
+    """Convert a nibabel image to float32, scaled according to its header.
+
+    Axes of length one beyond the third are dropped.
+
+    Raises
+    ------
+    UnusableDataError
+        If it is a NIfTI image whose header does not define left and right.
+    """
+    if isinstance(image, nib.Nifti1Pair) and not any(
+        image.header[code] for code in ("sform_code", "qform_code")
+    ):
+        raise UnusableDataError(
+            "the given image: its header does not define left and right (the codes of sform and "
+            "qform are both 0); find out the order of its voxels, and set them"
+        )
+    data = np.ascontiguousarray(image.dataobj, np.float32)  # nibabel turns axes without a copy
+    more = [size for size in data.shape[3:] if size != 1]
+    return Image(data.reshape(*data.shape[:3], *more), np.asarray(image.affine, np.float64))
 
 
 def to_nibabel(image: Image) -> nib.Nifti1Image:

@@ -6,14 +6,16 @@ A small BIDS dataset is created in ``OUT/sourcedata``, and the participant level
 import gzip
 import re
 import sys
+import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
 from bids_app.arguments import Parser, read_names_as_utf8, refuse_lost_folder, run_program
-from bids_app.cli import parse, run_command
+from bids_app.cli import parse, run_level
 from bids_app.derivatives.description import DESCRIPTION as NAME_OF_DESCRIPTION
 from bids_app.derivatives.description import refuse_foreign
 from bids_app.errors import (
@@ -36,6 +38,7 @@ from bids_app.files import (
 )
 
 RAW = "sourcedata"  # folder of OUT
+OWN = (RAW, "logs")  # what a run writes to OUT before it has described the dataset there
 ENDINGS = (".nii.gz", ".nii")
 NIFTI = (348, 540)  # first bytes of NIfTI files, as a number; bids_app.header is slow to import
 PIECE = 1 << 20  # bytes compared at once
@@ -66,17 +69,18 @@ def build_parser() -> Parser:
 
 
 def label_of(t1w: Path) -> str:
-    """Derive a participant label from the file name of the T1w.
+    """Derive a participant label from the file name of the T1w; letters lose their accents.
 
     Examples
     --------
-    >>> label_of(Path("sub-7_T1w.nii.gz")), label_of(Path("MRI of Ann_T1w.nii"))
-    ('7', 'MRIofAnn')
+    >>> label_of(Path("sub-7_T1w.nii.gz")), label_of(Path("MRI of Zoë_T1w.nii"))
+    ('7', 'MRIofZoe')
     """
     found = re.match(r"sub-([0-9A-Za-z]+)", t1w.name)
     if found:
         return found[1]
-    label = re.sub(r"[^0-9A-Za-z]", "", _stem(t1w).removesuffix("_T1w"))
+    stem = unicodedata.normalize("NFKD", _stem(t1w).removesuffix("_T1w"))
+    label = re.sub(r"[^0-9A-Za-z]", "", stem)
     return label if label else "01"
 
 
@@ -115,6 +119,12 @@ def _refuse_place(out: Path, images: Sequence[Path]) -> None:
         raise CannotCreateError(f"{out}: is a file; choose another output folder")
     refuse_foreign(out)
     raw = out / RAW
+    others = [path for path in out.glob("*") if path.name not in OWN and path.name[0] != "."]
+    if others and not (out / NAME_OF_DESCRIPTION).exists():
+        raise UsageError(
+            f"{out}: is the output folder, as the last of the paths, but contains other files "
+            f"({min(others).name}, for example); choose a new or empty folder"
+        )
     if _is_of_others(raw):
         raise UsageError(
             f"{raw}: was not made by mri2pet quick, which would write there; choose another output "
@@ -188,8 +198,9 @@ def _put(source: Path, target: Path, metadata: Mapping[str, object]) -> None:
     is_present = _is_whole(target)
     if is_present and not _holds(target, source):
         raise UsageError(
-            f"{source}: its name gives a label that another image in the output folder has "
-            f"({target}); choose another output folder, or name the file sub-LABEL_T1w"
+            f"{source}: its label is that of another image in the output folder ({target}); give "
+            "another with --participant-label, choose another output folder, or, if this image "
+            f"replaces that one, delete {target.parent.parent}"
         )
     sidecar, copied_sidecar = (path.with_name(f"{_stem(path)}.json") for path in (source, target))
     if sidecar.is_file():
@@ -202,7 +213,7 @@ def _put(source: Path, target: Path, metadata: Mapping[str, object]) -> None:
         _copy(source, target)
 
 
-def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
+def make_dataset(t1w: Path, pet: Path | None, root: Path, label: str) -> None:
     """Copy images into a BIDS dataset; other participants in it are kept.
 
     Parameters
@@ -211,10 +222,7 @@ def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
         Images to copy; sidecars beside them (``.json``) are copied, too.
     root : Path
         Folder of the dataset.
-
-    Returns
-    -------
-    str
+    label : str
         Label of the participant.
 
     Raises
@@ -226,7 +234,6 @@ def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
     UsageError
         If another image already has the same label.
     """
-    label = label_of(t1w)
     folder = root / f"sub-{label}"
     write_json(root / NAME_OF_DESCRIPTION, DESCRIPTION)  # first, so that the next run can resume
     write_text(root / "README.md", README)
@@ -241,7 +248,26 @@ def make_dataset(t1w: Path, pet: Path | None, root: Path) -> str:
             copy.with_name(f"{_stem(copy)}.json").unlink(missing_ok=True)
     except OSError as error:  # from writing: no space, no permission
         raise ReadWriteError(f"{root}: cannot be written to ({error.strerror})") from error
-    return label
+
+
+def _refuse_headers(t1w: Path, pets: Sequence[Path], orientation: str) -> None:
+    """Refuse images whose headers forbid their use, by their own names, before they are copied."""
+    from bids_app import nifti  # slow to import
+
+    for path in (t1w, *pets):
+        shape = nifti.inspect(path, orientation=orientation).shape
+        if path == t1w and len(shape) > 3:
+            raise UnusableDataError(
+                f"{path}: has {shape[3]} volumes, but a T1w has one; give the T1w first, then the "
+                "PET"
+            )
+
+
+def _chosen_label(labels: Sequence[str]) -> str:
+    """Choose the given label, if any, rather than the one from the file name, which is first."""
+    if labels[2:]:
+        raise UsageError("--participant-label: mri2pet quick takes one person; give one label")
+    return labels[-1]
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -256,18 +282,19 @@ def _run(argv: Sequence[str]) -> int:
     t1w, *pets, out = paths
     for path in (t1w, *pets):
         _refuse(path)
-    label = label_of(t1w)
-    words = ("participant", "--participant-label", label, "--skip-bids-validation", *argv[first:])
-    settings = parse([str(out / RAW), str(out), *words])  # before anything is written
+    words = ("participant", "--participant-label", label_of(t1w), "--skip-bids-validation")
+    settings = parse([str(out / RAW), str(out), *words, *argv[first:]])
+    label = _chosen_label(settings.participant_label)
     _refuse_place(out, (t1w, *pets))
+    _refuse_headers(t1w, pets, settings.assume_orientation)
     if settings.dry_run:
         images = " and ".join(map(str, (t1w, *pets)))
         sys.stdout.write(
             f"sub-{label}: would be made from {images} in {out}; nothing was written\n"
         )
         return 0
-    make_dataset(t1w, pets[0] if pets else None, out / RAW)
-    code = run_command([str(out / RAW), str(out), *words])
+    make_dataset(t1w, pets[0] if pets else None, out / RAW, label)
+    code = run_level(replace(settings, participant_label=(label,)))
     for path in sorted(out.glob(f"sub-{label}/pet/*_desc-synth_pet.nii.gz")) if not code else ():
         sys.stdout.write(f"synthetic PET: {path}\n")
     return code

@@ -180,6 +180,9 @@ def _torch_uses_cuda() -> bool:
     return re.search(r"^cuda\b.*=\s*['\"]", version_text, re.MULTILINE) is not None
 
 
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
 def choose_device(device: str) -> str:
     """Choose the torch device of a run without importing torch.
 
@@ -189,10 +192,12 @@ def choose_device(device: str) -> str:
     Raises
     ------
     UsageError
-        If CUDA is requested, but torch was built without it.
+        If there is no such device, or CUDA is requested, but torch was built without it.
     """
     if device == "cpu":
         return device
+    if not DEVICE.fullmatch(device):
+        raise UsageError(f"--device {device}: use auto, cpu, cuda or cuda:N")
     if not _torch_uses_cuda():
         if device == "auto":
             return "cpu"

@@ -102,8 +102,10 @@ def of_templateflow(name: str) -> tuple[nifti.Image, nifti.Image]:
         try:
             paths = templateflow.get(name, resolution=1, extension=".nii.gz", **query)
         except Exception as error:
+            offline = isinstance(error, OSError) and error.errno is None  # those of requests
+            reason = "no connection to its server" if offline else error
             raise MissingInputError(
-                f"template {name}: TemplateFlow cannot provide it ({error}); check the name, or "
+                f"template {name}: TemplateFlow cannot provide it ({reason}); check the name, or "
                 f"fetch it on a machine with a network: mri2pet-fetch --template {name}"
             ) from error
         paths = paths if isinstance(paths, list) else [paths]

@@ -3,8 +3,9 @@
 The app itself is the package ``bids_app``; this package is its public interface:
 
 - :func:`predict_pet`, :func:`register_to_mni`, :func:`simulate`;
-- :class:`VoxelwiseOneClassSVM`, one one-class SVM per voxel, with the interface of scikit-learn;
-- :func:`init_participant_wf`, :func:`init_synthesis_wf`, nipype workflows.
+- :class:`VoxelwiseOneClassSVM`, one one-class SVM per voxel, in scikit-learn's vocabulary;
+- :func:`init_participant_wf`, :func:`init_synthesis_wf`, nipype workflows;
+- :class:`Mri2petError`, which they raise if an image or a file cannot be used.
 
 They are imported when first used.
 """
@@ -17,6 +18,7 @@ _PUBLIC = {
     "predict_pet": "bids_app.library",
     "register_to_mni": "bids_app.library",
     "simulate": "bids_app.library",
+    "Mri2petError": "bids_app.errors",
     "VoxelwiseOneClassSVM": "bids_app.detection.oneclass",
     "init_participant_wf": "bids_app.workflows.public",
     "init_synthesis_wf": "bids_app.workflows.public",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bids_app import cli
-from bids_app.errors import NothingSelectedError, UsageError
+from bids_app.errors import MissingInputError, NothingSelectedError, UsageError
 from bids_app.settings import Settings
 
 WHERE = ["bids", "out", "participant"]
@@ -32,9 +32,10 @@ def parse(*options):
 
 def exit_code(*argv):
     """Return the exit code of a command line that ends before any computation."""
-    with pytest.raises((SystemExit, UsageError)) as stop:
-        cli.parse(argv)
-    return stop.value.code if stop.type is SystemExit else stop.value.exit_code
+    try:
+        return cli.main(argv)
+    except SystemExit as stop:
+        return stop.code
 
 
 def config(tmp_path, text):
@@ -210,8 +211,24 @@ def test_a_file_of_settings_that_is_none_is_named(tmp_path, text):
 
 
 def test_a_missing_file_of_settings_is_named(tmp_path):
-    with pytest.raises(UsageError, match=r"none\.toml: cannot be read"):
+    with pytest.raises(MissingInputError, match=r"none\.toml: no such file; correct --config-f"):
         parse("--config-file", str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("line", ["sloppy = 1", 'dry-run = "yes"', "skip_bids_validation = []"])
+def test_a_switch_in_a_file_of_settings_is_true_or_false(tmp_path, line):
+    name = line.split()[0]
+    with pytest.raises(UsageError, match=rf"run\.toml, line 2: {name} is neither true nor false"):
+        parse(*config(tmp_path, f"nprocs = 2\n{line}"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [("--mem-gb 8G", "'8G' is not a number"), ("--nprocs 1.5", "'1.5' is not a whole number")],
+)
+def test_what_is_no_number_is_named(typed, told):
+    with pytest.raises(UsageError, match=told):
+        parse(*typed.split())
 
 
 @pytest.mark.parametrize("text", ["colour = 1", "nprocs = 0", 'device = "gpu"', "sloppy = 3"])
@@ -225,6 +242,8 @@ def test_a_file_of_settings_obeys_the_rules_of_flags(tmp_path, text):
 def test_an_unknown_level_is_17(capsys):
     assert exit_code("bids", "out", "autopilot") == 17
     assert "'autopilot'; use one of participant" in capsys.readouterr().err
+    assert exit_code("participant", "bids", "out") == 17
+    assert "give BIDS_DIR, OUTPUT_DIR and the level in this order" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -352,22 +371,37 @@ def test_completion_of_a_shell_knows_the_options(shell, capsys):
 
 
 @pytest.mark.parametrize(
-    ("level", "told"),
+    ("words", "answer", "told"),
     [
-        ("participant", "no such folder; check the path of the BIDS dataset"),
-        ("train", "no such folder; run the participant level first"),
-        ("group", "no such folder; run the participant level first"),
+        ("none out participant", 66, "no such folder; check the path of the BIDS dataset"),
+        ("none out train", 66, "no such folder; run the participant level first"),
+        ("none out group", 66, "no such folder; run the participant level first"),
+        ("raw out participant", 16, "raw: has no dataset_description.json; give the root"),
+        ("bids out participant --bids-filter-file none", 66, "correct --bids-filter-file"),
+        ("bids out participant --use-plugin none", 66, "none: no such file or folder; correct"),
+        ("bids out participant --config-file none", 66, "no such file; correct --config-file"),
+        ("bids out participant -d fmriprep=none", 66, "correct --derivatives fmriprep=PATH"),
+        ("bids raw group -d lesions=none", 66, "correct --derivatives lesions=PATH"),
+        ("bids raw group --ratings none", 66, "correct --ratings"),
+        ("bids raw group --detector none", 66, "correct --detector"),
+        ("bids raw train --lpips-weights none", 66, "correct --lpips-weights"),
     ],
 )
-def test_a_wrong_path_is_answered_before_anything_heavy_is_loaded(level, told, tmp_path):
+def test_a_wrong_path_is_answered_before_anything_heavy_is_loaded(words, answer, told, tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "bids").mkdir()
+    (tmp_path / "bids/dataset_description.json").write_text("{}")
     code = (
         "import sys, bids_app.cli as cli\n"
-        f"print(cli.main([{str(tmp_path / 'no')!r}, {str(tmp_path / 'out')!r}, {level!r}]))\n"
+        f"print(cli.main({words.split()!r}))\n"
         f"print(sorted({HEAVY!r} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["66", "[]"]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.split() == [str(answer), "[]"]
     assert told in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -403,20 +437,15 @@ def test_a_wrong_path_is_answered_before_anything_heavy_is_loaded(level, told, t
         "--derivatives lesions=/one lesions=/two",
     ],
 )
-def test_a_wrong_value_is_64(typed, capsys):
-    with pytest.raises((SystemExit, UsageError)) as stop:
+def test_a_wrong_value_is_64(typed):
+    with pytest.raises(UsageError, match=typed.split()[0]):
         parse(*typed.split())
-    assert getattr(stop.value, "code", UsageError.exit_code) == 64
-    assert typed.split()[0] in capsys.readouterr().err + str(stop.value)
 
 
-def test_a_name_of_derivatives_that_is_not_known_is_told_with_those_that_are(capsys):
-    with pytest.raises(SystemExit):
+def test_a_name_of_derivatives_that_is_not_known_is_told_with_those_that_are():
+    known = "NAME must be lesions, fmriprep, smriprep, petprep, clinica or mni"
+    with pytest.raises(UsageError, match=f"'lesion' is unknown; {known}"):
         parse("--derivatives", "lesion=/masks")
-    assert (
-        "'lesion' is unknown; NAME must be lesions, fmriprep, smriprep, petprep, clinica or mni"
-        in capsys.readouterr().err
-    )
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,14 @@ def test_how_many_are_done_is_told_with_the_time_that_is_left(capsys):
     ]
 
 
+def test_a_terminal_without_width_loses_no_messages(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    console = Console()
+    console.fail("broken")
+    console.close("done")
+    assert capsys.readouterr() == ("done\n", "error: broken\n")
+
+
 def test_of_one_part_no_count_is_told(capsys):
     with Console().progress({"a": "sub-01"}, {"a": 1}) as tell:
         tell(SimpleNamespace(part="a", step="", name="node"), "end")

@@ -197,7 +197,10 @@ def test_long_columns_are_cut_short_and_empty_ones_told(tmp_path):
 
 
 def test_a_column_that_is_not_there(out):
-    with pytest.raises(UsageError, match=r"no column grp; columns are participant_id, group, age"):
+    told = (
+        r"has no column grp; columns are participant_id, group, age.*; add it to the participants"
+    )
+    with pytest.raises(UsageError, match=told):
         select(out, "grp == 'control'")
 
 

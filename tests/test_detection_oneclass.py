@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -276,6 +277,34 @@ def test_values_that_are_not_finite_are_refused(latents, value):
     for work in (VoxelwiseOneClassSVM().fit, machine.score_samples, machine.decision_function):
         with pytest.raises(ValueError, match="not finite"):
             work(latents)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda latents: np.ma.masked_greater(latents, 0), "masked"),
+        (lambda latents: latents + 1j, "real numbers, not complex"),
+        (lambda latents: latents.astype(str), "real numbers, not <U"),
+    ],
+    ids=["masked", "complex", "text"],
+)
+def test_values_that_are_no_numbers_are_refused(latents, change, told):
+    machine = VoxelwiseOneClassSVM().fit(latents)
+    for work in (VoxelwiseOneClassSVM().fit, machine.score_samples):
+        with pytest.raises(ValueError, match=told):
+            work(change(latents))
+
+
+@pytest.mark.parametrize(
+    "convert", [np.ndarray.tolist, np.ma.array, partial(np.asarray, dtype="f2")]
+)
+def test_other_arrays_are_converted(latents, convert):
+    given = convert(latents)
+    plain = np.asarray(given, np.float32)
+    np.testing.assert_array_equal(
+        VoxelwiseOneClassSVM().fit(given).decision_function(given),
+        VoxelwiseOneClassSVM().fit(plain).decision_function(plain),
+    )
 
 
 def test_arrays_of_another_shape_are_refused(latents):

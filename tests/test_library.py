@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +15,7 @@ from phantoms import add_t1w, write_dataset
 import mri2pet
 from bids_app import nifti
 from bids_app.detection.oneclass import VoxelwiseOneClassSVM
-from bids_app.errors import Mri2petError, UnusableDataError
+from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError, UsageError
 from bids_app.files import write_json
 from bids_app.generators import SHIPPED
 from bids_app.imaging.volume import Grid, grid_of_box
@@ -39,6 +40,7 @@ def test_what_is_public_is_there_and_loads_late():
         dir(mri2pet)
     )
     assert mri2pet.VoxelwiseOneClassSVM is VoxelwiseOneClassSVM
+    assert mri2pet.Mri2petError is Mri2petError
     with pytest.raises(AttributeError, match="has no attribute 'predict_mri'"):
         mri2pet.predict_mri  # noqa: B018 - raises
     told = subprocess.run(
@@ -76,6 +78,62 @@ def test_the_weights_of_a_generator_are_checked_once(monkeypatch):
     assert [path.name for path in checked] == ["weights.safetensors"]
 
 
+@pytest.mark.parametrize("axes", ["LAS", "PSR"])
+def test_the_order_of_voxels_does_not_matter(axes):
+    t1w = template_t1w()
+    turn = nib.orientations.ornt_transform(
+        nib.io_orientation(t1w.affine), nib.orientations.axcodes2ornt(axes)
+    )
+    pet, turned = mri2pet.predict_pet(t1w), mri2pet.predict_pet(t1w.as_reoriented(turn))
+    assert nib.aff2axcodes(turned.affine) == tuple(axes)
+    back = nib.as_closest_canonical(turned)
+    np.testing.assert_allclose(back.affine, pet.affine, atol=1e-5)
+    np.testing.assert_allclose(back.get_fdata(), pet.get_fdata(), atol=1e-3)
+
+
+def test_a_fourth_axis_of_length_one_is_one_volume():
+    t1w = template_t1w()
+    longer = nib.Nifti1Image(t1w.get_fdata()[..., np.newaxis], t1w.affine)
+    np.testing.assert_array_equal(
+        mri2pet.predict_pet(longer).get_fdata(), mri2pet.predict_pet(t1w).get_fdata()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({"fwhm": -1.0}, ValueError, "fwhm must be 0 mm or more, not -1"),
+        ({"fwhm": np.nan}, ValueError, "fwhm must be 0 mm or more, not nan"),
+        ({"device": "gpu"}, UsageError, "use auto, cpu, cuda or cuda:N"),
+        ({"generator": "mine"}, MissingInputError, "^generator mine: no folder"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_used_are_refused(options, error, told):
+    """By the workflow, too, when it is built."""
+    for predict in (partial(mri2pet.predict_pet, template_t1w()), mri2pet.init_synthesis_wf):
+        with pytest.raises(error, match=told):
+            predict(**options)
+
+
+def test_what_is_no_image_and_no_path_is_a_type_error(tmp_path):
+    for wrong in (template_t1w().get_fdata(), [1, 2], None, b"t1w.nii"):
+        with pytest.raises(TypeError, match="must be a path or a nibabel image, not"):
+            mri2pet.predict_pet(wrong)
+    for wrong in (template_t1w(), None, ["t1w.nii"]):
+        with pytest.raises(TypeError):
+            mri2pet.register_to_mni(wrong, tmp_path)
+
+
+def test_a_resolution_of_0_is_refused_by_the_workflow(tmp_path):
+    with pytest.raises(ValueError, match="resolution must be above 0 mm, not 0"):
+        mri2pet.init_participant_wf(template_dir=tmp_path, resolution=0)
+
+
+def volume(shape, affine=np.eye(4)):  # noqa: B008 - not changed
+    return nib.Nifti1Image(np.ones(shape, np.float32), affine)
+
+
 def shifted(image):
     affine = image.affine.copy()
     affine[:3, 3] += 60
@@ -87,13 +145,16 @@ def shifted(image):
     [
         (shifted, "so it is not a brain in that space"),
         (lambda t1w: nib.Nifti1Image(900 * t1w.get_fdata(), t1w.affine), "instead of 0 to 1"),
-        (lambda _: nib.Nifti1Image(np.ones((9, 9, 9, 2), np.float32), np.eye(4)), "4 axes"),
+        (lambda _: volume((9, 9, 9, 2)), r"\(9, 9, 9, 2\); give one volume"),
+        (lambda _: volume((9, 9)), r"\(9, 9\); give one volume"),
+        (lambda _: volume((0, 9, 9)), r"\(0, 9, 9\); give one volume"),
+        (lambda t1w: volume(t1w.shape, None), "does not define left and right"),
         (
             lambda t1w: nib.Nifti1Image(t1w.get_fdata() + 0.5 * (t1w.get_fdata() == 0), t1w.affine),
             "not a brain",
         ),
     ],
-    ids=["elsewhere", "not scaled", "two volumes", "with background"],
+    ids=["elsewhere", "unscaled", "two", "slice", "empty", "unoriented", "background"],
 )
 def test_what_is_no_t1w_in_mni_space_is_refused(change, told):
     with pytest.raises(UnusableDataError, match=told):
@@ -107,7 +168,9 @@ def test_a_generator_that_predicts_no_pet_is_named(tmp_path):
     for values in network.state_dict().values():
         values.zero_()
     save_generator(network, about, tmp_path / "g")
-    with pytest.raises(Mri2petError, match=rf"{tmp_path}/g: for the T1w, the generator predicts 0"):
+    with pytest.raises(
+        Mri2petError, match=rf"{tmp_path}/g: for the given image, the generator predicts 0"
+    ):
         mri2pet.predict_pet(template_t1w(), tmp_path / "g")
 
 
@@ -116,6 +179,8 @@ def test_a_simulated_cohort_is_written(tmp_path):
     assert sorted(path.name for path in root.glob("sub-*")) == ["sub-control01", "sub-patient01"]
     with pytest.raises(Mri2petError, match="not empty"):
         mri2pet.simulate(tmp_path / "bids")
+    with pytest.raises(Mri2petError, match="argument --paired: -1 is not in 0 to"):
+        mri2pet.simulate(tmp_path / "bids", paired=-1)
 
 
 @pytest.mark.slow
@@ -145,6 +210,8 @@ def made(tmp_path, monkeypatch):
         for resolution, verdict in (("2", "pass"), ("2p5", "doubt")):
             grid = f"space-{template}_res-{resolution}"
             (pet / f"sub-x_trc-18FFDG_{grid}_desc-preproc_pet.nii.gz").touch()
+            told = {"Registration": {"Verdict": "pass"}}
+            write_json(pet / f"sub-x_trc-18FFDG_{grid}_desc-preproc_pet.json", told)
             (anat / f"sub-x_{grid}_desc-brain_mask.nii.gz").touch()
             (anat / f"sub-x_{grid}_desc-preproc_T1w.nii.gz").touch()
             told = {"Registration": {"Verdict": verdict}}
@@ -168,6 +235,14 @@ def test_results_are_those_of_the_call_whatever_else_is_there(made, resolution, 
     assert found.verdict == verdict
     assert all(path.is_file() for path in found[:5])
     assert found.report == made / "sub-x.html"
+
+
+def test_the_verdict_is_that_of_the_worse_registration(made):
+    for sidecar in made.glob("sub-x/pet/*_res-2_*.json"):
+        write_json(sidecar, {"Registration": {"Verdict": "doubt"}})
+    assert mri2pet.register_to_mni("x.nii", made, resolution=2).verdict == "pass"
+    found = mri2pet.register_to_mni("x.nii", made, pet="x_pet.nii", resolution=2)
+    assert found.verdict == "doubt"
 
 
 def test_no_pet_is_given_back_where_none_was_given(made):

@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from phantoms import add_pet, add_t1w, write_dataset
@@ -29,9 +30,13 @@ def files(tmp_path):
     return mine
 
 
+def lay_out(t1w, pet, root):
+    quick.make_dataset(t1w, pet, root, quick.label_of(t1w))
+
+
 def test_images_are_laid_out_as_bids(files, tmp_path):
     root = tmp_path / "out" / "sourcedata"
-    assert quick.make_dataset(files / "Ann B.nii.gz", files / "pet.nii", root) == "AnnB"
+    lay_out(files / "Ann B.nii.gz", files / "pet.nii", root)
     for name, source in (
         ("anat/sub-AnnB_T1w", "Ann B.nii.gz"),
         ("pet/sub-AnnB_trc-18FFDG_pet", "pet.nii"),
@@ -46,17 +51,17 @@ def test_images_are_laid_out_as_bids(files, tmp_path):
 
 def test_sidecars_beside_images_are_used(files, tmp_path):
     (files / "pet.json").write_text('{"FrameTimesStart": [0], "TracerName": "FDG"}')
-    quick.make_dataset(files / "Ann B.nii.gz", files / "pet.nii", tmp_path / "raw2")
+    lay_out(files / "Ann B.nii.gz", files / "pet.nii", tmp_path / "raw2")
     told = read_json(tmp_path / "raw2/sub-AnnB/pet/sub-AnnB_trc-18FFDG_pet.json")
     assert told == {"FrameTimesStart": [0], "TracerName": "FDG"}
 
 
 def test_people_of_earlier_calls_stay_and_a_pet_that_is_not_given_again_goes(files, tmp_path):
     root = tmp_path / "raw2"
-    quick.make_dataset(files / "Ann B.nii.gz", files / "pet.nii", root)
+    lay_out(files / "Ann B.nii.gz", files / "pet.nii", root)
     (files / "sub-02_T1w.nii.gz").write_bytes((files / "Ann B.nii.gz").read_bytes())
-    assert quick.make_dataset(files / "sub-02_T1w.nii.gz", None, root) == "02"
-    assert quick.make_dataset(files / "Ann B.nii.gz", None, root) == "AnnB"
+    lay_out(files / "sub-02_T1w.nii.gz", None, root)
+    lay_out(files / "Ann B.nii.gz", None, root)
     found = sorted(str(path.relative_to(root)) for path in root.rglob("*.nii.gz"))
     assert found == ["sub-02/anat/sub-02_T1w.nii.gz", "sub-AnnB/anat/sub-AnnB_T1w.nii.gz"]
 
@@ -74,25 +79,38 @@ def test_people_of_earlier_calls_stay_and_a_pet_that_is_not_given_again_goes(fil
         (["{mine}/pet.nii", "{mine}/scan.dcm"], 73, "scan.dcm: is a file"),
         (["{mine}/pet.nii", "{mine}/foreign"], 64, "not made by mri2pet"),
         (["{mine}/pet.nii", "{mine}/originals"], 64, "was not made by mri2pet quick"),
+        (["{mine}/pet.nii", "{mine}/dicom"], 64, "contains other files (IM1, for example)"),
+        (["{mine}/text.nii.gz", "{mine}/out"], 65, "mine/text.nii.gz: not a NIfTI image"),
+        (["{mine}/pet.nii", "{mine}/unknown.nii", "{mine}/out"], 65, "define left and right"),
+        (["{mine}/frames.nii", "{mine}/pet.nii", "{mine}/out"], 65, "give the T1w first"),
+        (["{mine}/pet.nii", "{mine}/out", "--participant-label", "1", "2"], 64, "one label"),
         (["{mine}/own/sourcedata/sub-1_T1w.nii", "{mine}/own"], 64, "participant instead"),
         (["{mine}/pet.nii", "{mine}/out", "--slopy"], 64, "did you mean --sloppy?"),
     ],
 )
-def test_what_cannot_be_used_is_answered_in_one_sentence(files, words, code, told, capsys):
+def test_what_cannot_be_used_is_answered_in_one_sentence(  # noqa: PLR0917
+    files, words, code, told, capsys, monkeypatch
+):
+    monkeypatch.setattr(quick, "run_level", lambda _: 0)
     (files / "scan.dcm").write_bytes(b"DICM")
+    (files / "dicom").mkdir()
+    (files / "dicom/IM1").write_bytes(b"DICM")
+    (files / "text.nii.gz").write_bytes(b"text")
+    image = nib.load(files / "pet.nii")
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    image.to_filename(files / "unknown.nii")
+    frames = np.stack([image.get_fdata(dtype=np.float32)] * 2, axis=-1)
+    nib.Nifti1Image(frames, image.affine).to_filename(files / "frames.nii")
     (files / "foreign").mkdir()
     (files / "foreign/dataset_description.json").write_text('{"Name": "mine"}')
     (files / "originals/sourcedata/sub-pet").mkdir(parents=True)
     (files / "originals/sourcedata/sub-pet/1.dcm").write_bytes(b"DICM")
-    quick.make_dataset(files / "pet.nii", None, files / "own/sourcedata")
+    lay_out(files / "pet.nii", None, files / "own/sourcedata")
     (files / "own/sourcedata/sub-1_T1w.nii").write_bytes(b"mine")
     before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file()}
     for more in ([], ["--dry-run"]):
-        try:
-            found = quick.main([word.format(mine=files) for word in [*words, *more]])
-        except SystemExit as stop:
-            found = stop.code
-        assert found == code
+        assert quick.main([word.format(mine=files) for word in [*words, *more]]) == code
         said = capsys.readouterr().err
         assert told in said
         assert said.count("\n") == 1
@@ -107,19 +125,41 @@ def test_a_dry_run_says_who_would_be_made_of_what_and_writes_nothing(files, caps
     assert not (files / "out").exists()
 
 
+def test_a_label_can_be_given(files, monkeypatch):
+    """Files of several people are often called T1w.nii.gz."""
+    ran = []
+    monkeypatch.setattr(quick, "run_level", lambda settings: ran.append(settings) or 0)
+    out = files / "out"
+    words = [str(files / "Ann B.nii.gz"), str(out), "--participant-label", "sub-05"]
+    assert quick.main(words) == 0
+    assert [settings.participant_label for settings in ran] == [("05",)]
+    assert [path.name for path in (out / "sourcedata").glob("sub-*")] == ["sub-05"]
+
+
+def test_labels_do_not_depend_on_how_a_system_spells_accents():
+    composed, decomposed = "J\u00fcrgen.nii", "Ju\u0308rgen.nii"
+    assert quick.label_of(Path(composed)) == quick.label_of(Path(decomposed)) == "Jurgen"
+
+
+def test_what_the_level_does_not_use_is_said_once(files, monkeypatch, capsys):
+    monkeypatch.setattr(quick, "run_level", lambda _: 0)
+    assert quick.main([str(files / "pet.nii"), str(files / "out"), "--folds", "3"]) == 0
+    assert capsys.readouterr().err.count("does not use --folds") == 1
+
+
 def test_another_image_of_the_same_label_replaces_nothing(files, tmp_path):
     root = tmp_path / "raw2"
-    quick.make_dataset(files / "Ann B.nii.gz", None, root)
+    lay_out(files / "Ann B.nii.gz", None, root)
     copy = root / "sub-AnnB/anat/sub-AnnB_T1w.nii.gz"
     before = copy.read_bytes()
     other = files / "other"
     other.mkdir()
     (other / "AnnB.nii").write_bytes((files / "pet.nii").read_bytes())
-    with pytest.raises(UsageError, match=r"AnnB\.nii: its name gives a label that another image"):
-        quick.make_dataset(other / "AnnB.nii", None, root)
+    with pytest.raises(UsageError, match=r"AnnB\.nii: its label is that of another image"):
+        lay_out(other / "AnnB.nii", None, root)
     assert copy.read_bytes() == before
     (other / "AnnB.nii").write_bytes(gzip.decompress((files / "Ann B.nii.gz").read_bytes()))
-    assert quick.make_dataset(other / "AnnB.nii", None, root) == "AnnB"  # the same, uncompressed
+    lay_out(other / "AnnB.nii", None, root)  # the same, uncompressed
 
 
 @pytest.mark.parametrize("name", ["Ann.nii", "Ann.nii.gz"])
@@ -127,14 +167,14 @@ def test_images_are_read_by_content_if_their_names_are_wrong_about_compression(f
     packed, root = (files / "Ann B.nii.gz").read_bytes(), files / "raw2"
     given = files / name
     given.write_bytes(packed if name.endswith("nii") else gzip.decompress(packed))
-    assert quick.make_dataset(given, None, root) == "Ann"
+    lay_out(given, None, root)
     copy = root / "sub-Ann/anat/sub-Ann_T1w.nii.gz"
     assert gzip.decompress(copy.read_bytes()) == gzip.decompress(packed)
-    quick.make_dataset(given, None, root)
+    lay_out(given, None, root)
     other = (files / "pet.nii").read_bytes()
     given.write_bytes(gzip.compress(other) if name.endswith("nii") else other)
-    with pytest.raises(UsageError, match="its name gives a label that another image"):
-        quick.make_dataset(given, None, root)
+    with pytest.raises(UsageError, match="its label is that of another image"):
+        lay_out(given, None, root)
 
 
 @pytest.mark.parametrize("told", [None, {"Units": "Bq/mL"}], ids=["without", "with"])
@@ -159,8 +199,8 @@ def test_the_same_command_goes_on_wherever_it_was_stopped(files, monkeypatch, st
         for module in (bids_app.files, quick):
             patched.setattr(module, "replacing", stopped)
         with pytest.raises(KeyboardInterrupt):
-            quick.make_dataset(*map(Path, words[:2]), out / "sourcedata")
-    monkeypatch.setattr(quick, "run_command", lambda _: 0)
+            lay_out(*map(Path, words[:2]), out / "sourcedata")
+    monkeypatch.setattr(quick, "run_level", lambda _: 0)
     assert quick.main(words) == 0
     raw = out / "sourcedata" / "sub-AnnB"
     assert read_json(raw / "pet/sub-AnnB_trc-18FFDG_pet.json") == (
@@ -174,12 +214,12 @@ def test_the_same_command_goes_on_wherever_it_was_stopped(files, monkeypatch, st
 @pytest.mark.parametrize("left", [0, 9, 5000])
 def test_what_an_unfinished_copy_has_left_is_replaced(files, tmp_path, left):
     root, given = tmp_path / "raw2", (files / "Ann B.nii.gz", files / "pet.nii")
-    quick.make_dataset(*given, root)
+    lay_out(*given, root)
     copies = {path: nifti.load(path).data for path in root.rglob("*.nii.gz")}
     for path in copies:
         path.write_bytes(path.read_bytes()[:left])
         (path.parent / f".{'0' * 32}.{path.name}").write_bytes(b"killed")
-    assert quick.make_dataset(*given, root) == "AnnB"
+    lay_out(*given, root)
     for path, data in copies.items():
         np.testing.assert_array_equal(nifti.load(path).data, data)
     assert len([path for path in root.rglob("*") if path.is_file()]) == 5
@@ -187,13 +227,13 @@ def test_what_an_unfinished_copy_has_left_is_replaced(files, tmp_path, left):
 
 def test_a_sidecar_that_was_mended_is_used_although_its_image_is_there(files, tmp_path):
     given, root = (files / "Ann B.nii.gz", files / "pet.nii"), tmp_path / "raw2"
-    quick.make_dataset(*given, root)
+    lay_out(*given, root)
     own = root / "sub-AnnB/pet/sub-AnnB_trc-18FFDG_pet.json"
     own.write_text('{"Units": "mine"}')  # in the copy itself, if none is given
-    quick.make_dataset(*given, root)
+    lay_out(*given, root)
     assert read_json(own) == {"Units": "mine"}
     (files / "pet.json").write_text('{"Units": "given"}')
-    quick.make_dataset(*given, root)
+    lay_out(*given, root)
     assert read_json(own) == {"Units": "given"}
 
 
@@ -203,10 +243,10 @@ def test_the_image_that_is_damaged_is_the_one_that_is_told(files, tmp_path, dama
     """Whichever it is, and not its copy of an earlier call."""
     given = {"t1w": files / "Ann B.nii.gz", "pet": files / "pet.nii.gz"}
     given["pet"].write_bytes(gzip.compress((files / "pet.nii").read_bytes()))
-    quick.make_dataset(*given.values(), tmp_path / "raw2")
+    lay_out(*given.values(), tmp_path / "raw2")
     given[damaged].write_bytes(given[damaged].read_bytes()[left])
     with pytest.raises(UnusableDataError, match=rf"^{given[damaged]}: cannot be read .*copy it"):
-        quick.make_dataset(*given.values(), tmp_path / "raw2")
+        lay_out(*given.values(), tmp_path / "raw2")
 
 
 def test_help_is_told_without_files(capsys):

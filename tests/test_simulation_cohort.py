@@ -276,11 +276,7 @@ def test_wrong_command_lines(tmp_path, monkeypatch, capsys, options, answer):
     (tmp_path / "wrong").mkdir()
     image = nib.Nifti1Image(np.ones((40, 40, 40), np.float32) / 3, np.diag([4.0, 4, 4, 1]))
     nib.save(image, tmp_path / "wrong/a.nii.gz")
-    try:
-        found = main(["out", "--resolution", "4", *options])
-    except SystemExit as stop:
-        found = stop.code
-    assert found == code
+    assert main(["out", "--resolution", "4", *options]) == code
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from nilearn import datasets
 from templateflow import api as templateflow
 
@@ -103,14 +104,22 @@ def test_its_address_names_the_template(template):
     assert template.name == OWN
 
 
-def test_a_template_that_cannot_be_fetched_is_missing(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            requests.ConnectionError("HTTPSConnectionPool(host='templateflow'): Max"),
+            "no connection to its",
+        ),
+        (ValueError("no such template"), "no such template"),
+    ],
+)
+def test_a_template_that_cannot_be_fetched_is_missing(tmp_path, monkeypatch, error, told):
     def offline(name, **query):
-        raise OSError("Network is unreachable")
+        raise error
 
     monkeypatch.setattr(templateflow, "get", offline)
-    with pytest.raises(
-        MissingInputError, match=r"Nowhere: .*Network is unreachable.*mri2pet-fetch"
-    ):
+    with pytest.raises(MissingInputError, match=rf"Nowhere: .*\({told}.*mri2pet-fetch"):
         prepare("Nowhere", GRID, tmp_path / "template", registration_resolution=4.0)
     assert list(tmp_path.iterdir()) == []
 

@@ -86,7 +86,7 @@ def refuse_places(settings: Settings) -> None:
     out, work, index = settings.output_dir, settings.work_dir, settings.bids_database_dir
     for folder in (settings.bids_dir, out, work_dir_of(settings)):
         _refuse_bytes(folder)
-    for folder in (out, *(folder for folder in (work, index) if folder is not None)):
+    for folder in filter(None, (out, index)):
         refuse_inside(settings.bids_dir, folder)
     inside = place_in(out, settings.bids_dir)
     if inside is not None and inside != (RAW,):  # BIDS allows raw data there in derivatives
@@ -111,11 +111,11 @@ def _refuse_work(work: Path, settings: Settings) -> None:
     """Check that the files of a work folder would not be mixed with data or results."""
     out, raw = settings.output_dir, settings.bids_dir
     advice = "choose a separate folder for --work-dir"
-    inside = place_in(out, work)
+    inside, in_raw = place_in(out, work), place_in(raw, work)
     if inside == ():
         raise UsageError(f"{work}: is the output folder; {advice}")
-    if inside is None and place_in(raw, work) is not None:
-        raise UsageError(f"{work}: is inside the input dataset; {advice}")
+    if inside is None and in_raw is not None:
+        raise UsageError(f"{work}: is {'inside ' if in_raw else ''}the input dataset; {advice}")
     if inside and (inside[0].startswith("sub-") or inside[0] in KEPT):
         raise UsageError(f"{work}: is inside {out / inside[0]}, a folder of results; {advice}")
     for folder, kind in ((out, "output"), (raw, "input")):

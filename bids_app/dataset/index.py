@@ -9,13 +9,8 @@ from math import isfinite, isnan
 from pathlib import Path
 from typing import Protocol
 
-from bids_app.errors import (
-    InvalidBidsError,
-    MissingInputError,
-    ReadWriteError,
-    UnusableDataError,
-    UsageError,
-)
+from bids_app.arguments import refuse_other_than_bids
+from bids_app.errors import InvalidBidsError, ReadWriteError, UnusableDataError, UsageError
 from bids_app.files import NOWHERE, read_json, split_lines, why_no_file
 from bids_app.visit import Scan
 
@@ -257,17 +252,9 @@ def find_subjects(bids_dir: Path) -> tuple[str, ...]:
     ReadWriteError
         If it cannot be read.
     """
-    if not bids_dir.exists():
-        raise MissingInputError(f"{bids_dir}: no such folder; check the path of the BIDS dataset")
-    if not bids_dir.is_dir():
-        raise InvalidBidsError(f"{bids_dir}: not a folder; give the root of a BIDS dataset")
-    description = bids_dir / "dataset_description.json"
-    if not description.is_file():
-        raise InvalidBidsError(
-            f"{bids_dir}: has no dataset_description.json; give the root of a BIDS dataset"
-        )
+    refuse_other_than_bids(bids_dir)
     try:
-        read_json(description)
+        read_json(bids_dir / "dataset_description.json")
     except UnusableDataError as error:
         raise InvalidBidsError(str(error)) from error
     try:

@@ -571,7 +571,11 @@ def _columns_in(query: str, table: pd.DataFrame, remarks: str) -> list[str]:
     names = list(dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name)))
     for name in names:
         if name not in table.columns:
-            raise UsageError(f"query {query!r}: there is no column {name}; {listing}{remarks}")
+            raise UsageError(
+                f"query {query!r}: participants.tsv has no column {name}; {listing}{remarks}; add "
+                "it to the participants.tsv of the BIDS dataset and run the participant level "
+                "again, or name another column"
+            )
     return names
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import ThreadpoolController
 
 from bids_app.detection import smo
@@ -126,12 +126,12 @@ class VoxelwiseOneClassSVM:
             raise ValueError("voxels need a number of support vectors, a gamma and an offset each")
         return estimator
 
-    def fit(self, latents: NDArray[np.floating]) -> Self:
+    def fit(self, latents: ArrayLike) -> Self:
         """Fit the boundary of each voxel.
 
         Parameters
         ----------
-        latents : ndarray, (voxels, samples, features)
+        latents : array-like, (voxels, samples, features)
             Latents of the controls; converted to float32. The support vectors are copied.
 
         Returns
@@ -143,10 +143,11 @@ class VoxelwiseOneClassSVM:
         ------
         ValueError
             If a setting is out of range, the array does not have three dimensions, there are fewer
-            than two samples or no features, or a value is not finite.
+            than two samples or no features, or a value is masked, complex or not finite.
         """
         self._check_settings()
-        voxels, samples, features = _shape(latents)
+        latents = _array(latents)
+        voxels, samples, features = latents.shape
         if samples < FEWEST:
             raise ValueError(f"a boundary needs at least {FEWEST} samples, not {samples}")
 
@@ -174,12 +175,12 @@ class VoxelwiseOneClassSVM:
         self._share(copy_support, voxels)
         return self
 
-    def score_samples(self, latents: NDArray[np.floating]) -> Floats:
+    def score_samples(self, latents: ArrayLike) -> Floats:
         """Compute the similarity of samples to the controls.
 
         Parameters
         ----------
-        latents : ndarray, (voxels, samples, features)
+        latents : array-like, (voxels, samples, features)
             Latents of the voxels used in :meth:`fit`, in the same order.
 
         Returns
@@ -191,11 +192,12 @@ class VoxelwiseOneClassSVM:
         ------
         ValueError
             If the estimator is not fitted, the number of voxels or features differs from that in
-            :meth:`fit`, or a value is not finite.
+            :meth:`fit`, or a value is masked, complex or not finite.
         """
         if not hasattr(self, "offset_"):
             raise ValueError("this one-class SVM must be fitted before it can score")
-        voxels, _, features = _shape(latents)
+        latents = _array(latents)
+        voxels, _, features = latents.shape
         learned = len(self.offset_), self.support_vectors_.shape[1]
         if (voxels, features) != learned:
             raise ValueError(
@@ -211,7 +213,7 @@ class VoxelwiseOneClassSVM:
 
         return np.concatenate(self._share(score, voxels))
 
-    def decision_function(self, latents: NDArray[np.floating]) -> Floats:
+    def decision_function(self, latents: ArrayLike) -> Floats:
         """Return :meth:`score_samples` minus ``offset_``: below 0 outside the boundary."""
         return self.score_samples(latents) - self.offset_[:, np.newaxis]
 
@@ -261,11 +263,16 @@ def share(work: Callable[[slice], Answer], voxels: int, threads: int) -> list[An
             return list(pool.map(work, parts))
 
 
-def _shape(latents: NDArray[np.floating]) -> tuple[int, int, int]:
-    if latents.ndim != DIMENSIONS or latents.shape[2] == 0:
-        raise ValueError(f"latents must be (voxels, samples, features), not {latents.shape}")
-    voxels, samples, features = latents.shape
-    return voxels, samples, features
+def _array(latents: ArrayLike) -> NDArray[np.floating]:
+    """Convert latents to an array, without copying or reading one that is memory-mapped."""
+    if np.ma.is_masked(latents):
+        raise ValueError("some of the values are masked")
+    array = np.asarray(latents)
+    if array.ndim != DIMENSIONS or array.shape[2] == 0:
+        raise ValueError(f"latents must be (voxels, samples, features), not {array.shape}")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"latents must be real numbers, not {array.dtype}")
+    return array
 
 
 def _finite(values: NDArray[np.floating]) -> Singles:

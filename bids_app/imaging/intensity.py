@@ -14,6 +14,18 @@ PERCENTILE = 99.9  # of the brain's intensities, scaled to 1; our choice, see sc
 TIMES_MEAN = 2.5  # multiple of the brain's mean in PET, scaled to 1; our choice: few exceed it
 
 
+def check_fwhm(fwhm: float) -> None:
+    """Check the width of a Gaussian, because scipy takes NaN or a negative width as 0.
+
+    Raises
+    ------
+    ValueError
+        If it is not a finite number of 0 or more.
+    """
+    if not 0 <= fwhm < np.inf:
+        raise ValueError(f"fwhm must be 0 mm or more, not {fwhm}")
+
+
 def smooth(volume: Volume, fwhm: float, zooms: tuple[float, float, float]) -> Volume:
     """Smooth a volume with an isotropic Gaussian.
 
@@ -30,7 +42,13 @@ def smooth(volume: Volume, fwhm: float, zooms: tuple[float, float, float]) -> Vo
     -------
     ndarray, (I, J, K)
         Smoothed volume in float32. Outside the volume, the nearest values are repeated.
+
+    Raises
+    ------
+    ValueError
+        See :func:`check_fwhm`.
     """
+    check_fwhm(fwhm)
     sigmas = [fwhm * SIGMA_OF_FWHM / zoom for zoom in zooms]
     return ndimage.gaussian_filter(volume.astype(np.float32), sigmas, mode="nearest")
 

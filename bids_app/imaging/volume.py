@@ -57,6 +57,11 @@ def grid_of_box(box: Box, resolution: float) -> Grid:
     Grid
         Grid in RAS+ orientation, with the first voxel at ``(x0, y0, z0)``.
 
+    Raises
+    ------
+    ValueError
+        If the resolution is not above 0.
+
     Examples
     --------
     The volume of Zotova et al. (2021), section 3.1:
@@ -64,6 +69,8 @@ def grid_of_box(box: Box, resolution: float) -> Grid:
     >>> grid_of_box((-78, -112, -50, 78, 76, 85), 1.0).shape
     (157, 189, 136)
     """
+    if not 0 < resolution < np.inf:
+        raise ValueError(f"resolution must be above 0 mm, not {resolution}")
     low, high = np.array(box[:3], float), np.array(box[3:], float)
     x, y, z = (np.floor((high - low) / resolution + 1e-6).astype(int) + 1).tolist()
     affine = np.diag([resolution, resolution, resolution, 1.0])

@@ -190,7 +190,7 @@ def read_card(folder: Path, *, lenient: bool = False) -> Card:
     """
     path = folder / CARD
     if not path.is_file():
-        raise MissingInputError(f"{path}: no such file; --generator needs a folder with a card")
+        raise MissingInputError(f"{path}: no such file; a generator is a folder with a card")
     try:
         return card_from(strict.read_object(path), lenient=lenient)
     except ValueError as error:

@@ -6,9 +6,10 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from bids_app.generators import find_generator
-from bids_app.imaging.intensity import PERCENTILE, TIMES_MEAN
+from bids_app.imaging.intensity import PERCENTILE, TIMES_MEAN, check_fwhm
 from bids_app.imaging.volume import grid_of_box
 from bids_app.interfaces.synthesis import SynthesizePET
+from bids_app.resources import choose_device
 from bids_app.synthesis.card import check_space, check_weights, read_card
 from bids_app.synthesis.tiling import SliceTriplets
 from bids_app.templates import OWN, REGISTRATION_RESOLUTION, prepare
@@ -36,7 +37,7 @@ def init_synthesis_wf(
     fwhm : float
         Smoothing of the result, in mm.
     device : str
-        Torch device.
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     omp_nthreads : int
         Number of threads that torch may use.
 
@@ -53,7 +54,8 @@ def init_synthesis_wf(
     pet
         Synthetic PET in [0, 1]; its header says SYNTHETIC.
     """
-    folder = find_generator(str(generator), Path(), sloppy=False)
+    check_fwhm(fwhm)
+    folder = find_generator(str(generator), Path(), sloppy=False, flag="generator")
     card = read_card(folder)
     check_weights(folder, card)
     inputnode = Node(IdentityInterface(["t1w", "brain_mask"]), name="inputnode")
@@ -66,7 +68,7 @@ def init_synthesis_wf(
         overlap=isinstance(card.spec.tiling, SliceTriplets),
         match_histogram=False,
         times_mean=card.pet_times_mean,
-        device=device,
+        device=choose_device(device),
         threads=omp_nthreads,
     )
     synthesize = Node(predict, name="synthesize", n_procs=omp_nthreads, mem_gb=2)
@@ -141,7 +143,8 @@ def init_participant_wf(
         Synthetic PET on the grid of the T1w.
     """
     grid = grid_of_box(BOX, resolution)
-    check_space(read_card(find_generator(str(generator), Path(), sloppy=False)), grid, template)
+    folder = find_generator(str(generator), Path(), sloppy=False, flag="generator")
+    check_space(read_card(folder), grid, template)
     prepared = prepare(
         template,
         grid,
