@@ -88,7 +88,7 @@ def test_people_of_earlier_calls_stay_and_a_pet_that_is_not_given_again_goes(fil
         (["{mine}/pet.nii", "{mine}/out", "--slopy"], 64, "did you mean --sloppy?"),
     ],
 )
-def test_what_cannot_be_used_is_answered_in_one_sentence(  # noqa: PLR0917
+def test_what_cannot_be_used_is_answered_in_one_sentence(
     files, words, code, told, capsys, monkeypatch
 ):
     monkeypatch.setattr(quick, "run_level", lambda _: 0)
