@@ -103,10 +103,10 @@ def test_an_array_job_gives_the_same_files(slurm, bids, alone, tmp_path):
 def test_a_task_that_was_killed_goes_on_when_it_is_submitted_again(slurm, bids, alone, tmp_path):
     out = tmp_path / "out"
     first = submit(slurm, "1", bids, out).stdout.strip()
-    for _ in range(600):
-        if begun := list((out / ".work").glob("mri2pet/**/register_to_template")):
-            break
+    begun = []
+    while not begun and call("squeue", "-h", "-j", first, env=slurm, check=False).stdout:
         time.sleep(0.2)
+        begun = list((out / ".work").glob("mri2pet/**/register_to_template"))
     call("scancel", first, env=slurm)
     while call("squeue", "-h", "-j", first, env=slurm, check=False).stdout:
         time.sleep(0.2)
@@ -134,11 +134,10 @@ def test_a_job_that_is_cancelled_is_told_and_another_run_finishes(slurm, bids, a
         words, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
         wanted = re.compile(r"^(\d+) \S*register_to_template\S* R", re.MULTILINE)
-        for _ in range(600):
-            found = wanted.search(call("squeue", "-h", "-o", "%i %j %t", env=slurm).stdout)
-            if found or run.poll() is not None:
-                break
+        found = None
+        while found is None and run.poll() is None:
             time.sleep(0.2)
+            found = wanted.search(call("squeue", "-h", "-o", "%i %j %t", env=slurm).stdout)
         assert found, run.communicate()
         call("scancel", found[1], env=slurm)
         said = run.communicate()[1]
