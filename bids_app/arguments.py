@@ -207,6 +207,7 @@ def number_reader(
             raise argparse.ArgumentTypeError(f"{text} {otherwise}")
         return value
 
+    read.__name__ = kind.__name__  # by which the descriptor knows the type
     return read
 
 
