@@ -609,8 +609,8 @@ def test_a_report_is_about_what_its_run_has_scored(out, tmp_path):
     assert "5 controls, for comparison" in page
     assert (
         "Left over from an earlier run, and not part of this report: all maps of sub-c1 and sub-p2"
-        "; maps of OC-SVM, real of sub-c2, sub-c3, sub-c4, sub-c5, sub-c6 and sub-p1; maps of "
-        "pseudo-normal, real of sub-c2, sub-c3, sub-c4, sub-c5, sub-c6 and sub-p1; all of "
+        "; maps of OC-SVM, real of sub-c2, sub-c3, sub-c4, sub-c5, sub-c6 and 1 more; maps of "
+        "pseudo-normal, real of sub-c2, sub-c3, sub-c4, sub-c5, sub-c6 and 1 more; all of "
         "detectors/hybrid and detectors/synthetic."
     ) in page
     assert {cluster.participant for cluster in read_all_clusters(there)} == {"p1"}

@@ -141,7 +141,10 @@ def test_a_damaged_explanation_says_nothing(out, text):
     (out / "participants.json").write_text(text)
     with pytest.raises(UsageError) as caught:
         select(out, "grp == 'control'")
-    assert str(caught.value).endswith("columns are participant_id, group, age, site")
+    assert str(caught.value).endswith(
+        "columns are participant_id, group, age, site; add it to the participants.tsv of the BIDS "
+        "dataset and run the participant level again, or name another column"
+    )
 
 
 # Invalid queries

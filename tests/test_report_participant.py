@@ -648,7 +648,7 @@ def test_uptake_by_region_is_shown_against_controls(tree):
     tree.add_synthetic()
     assert 'id="regions"' not in tree.write()
     write_regions(tree, "01", 1.4)
-    assert "t is known when the group level has been run" in tree.write()
+    assert "t needs a run of the group level with 3 controls or more." in tree.write()
     for label, ratio in (("c1", 1.0), ("c2", 1.1), ("c3", 1.2)):
         write_regions(tree, label, ratio)
     maps = [
