@@ -305,7 +305,11 @@ def test_names_are_not_cut_in_a_narrow_terminal(study):
         ("out", "out/logs", "a folder of results"),
         ("out", "link/generators/x", "a folder of results"),
         ("out", ".", "contains the output folder"),
-        ("out", "raw", "is the input dataset; choose a separate folder for --work-dir"),
+        (
+            "out",
+            "raw",
+            "is the same folder as the input dataset; choose a separate folder for --work-dir",
+        ),
         ("out", "raw/sub-01", "is inside the input dataset; choose a separate folder for --work"),
         ("out", "raw/derivatives/work", "is inside the input dataset"),
         ("deep/out", "deep/", "contains the output folder"),

@@ -115,7 +115,8 @@ def _refuse_work(work: Path, settings: Settings) -> None:
     if inside == ():
         raise UsageError(f"{work}: is the output folder; {advice}")
     if inside is None and in_raw is not None:
-        raise UsageError(f"{work}: is {'inside ' if in_raw else ''}the input dataset; {advice}")
+        where = "inside" if in_raw else "the same folder as"
+        raise UsageError(f"{work}: is {where} the input dataset; {advice}")
     if inside and (inside[0].startswith("sub-") or inside[0] in KEPT):
         raise UsageError(f"{work}: is inside {out / inside[0]}, a folder of results; {advice}")
     for folder, kind in ((out, "output"), (raw, "input")):
