@@ -26,7 +26,6 @@ from scipy import ndimage
 from bids_app import nifti
 from bids_app.anatomy import registration
 from bids_app.derivatives.description import find_versions
-from bids_app.files import file_sha256
 from bids_app.imaging.intensity import TIMES_MEAN, scale_to_unit, smooth
 from bids_app.imaging.similarity import measure
 from bids_app.imaging.volume import (
@@ -72,7 +71,7 @@ from bids_app.simulation.images import (
     random_contrast,
 )
 from bids_app.simulation.person import draw_atrophy
-from bids_app.synthesis.card import REFERENCE, UNCERTAINTY, Card
+from bids_app.synthesis.card import REFERENCE, UNCERTAINTY, Card, file_sha256
 from bids_app.synthesis.evaluation import smooth_in_brain
 from bids_app.synthesis.inference import load_generator, predict, save_generator, synthesize
 from bids_app.synthesis.models import CUBE, TissueSpec
@@ -191,6 +190,7 @@ def paint(
     anatomy: Anatomy, pattern: Volume, rng: np.random.Generator, atrophy: float | None = None
 ) -> Painting:
     """Simulate T1w and PET of a warped copy of a brain, as if preprocessed by the app."""
+    zooms = anatomy.zooms
     usual = draw_atrophy(rng.uniform(*AGES), rng)
     atrophy = usual if atrophy is None else atrophy
     warp = draw_displacement(anatomy.grid, rng, strength=STRENGTH)
@@ -199,11 +199,11 @@ def paint(
     brain = head.labels > 0
     contrast = random_contrast(rng)
     contrast = replace(contrast, bias=RESIDUAL_BIAS * contrast.bias)
-    t1w = paint_t1w(head.labels, contrast, rng, ZOOMS)
+    t1w = paint_t1w(head.labels, contrast, rng, zooms)
     scanner = draw_scanner(rng)
-    clean = blur(activity(head, draw_uptake(pattern, rng)), scanner, ZOOMS)
-    pet = acquire(clean, scanner, np.array([1200.0]), ZOOMS, rng)[..., 0]
-    best = blur(activity(head, expect_uptake(pattern)), Scanner(USUAL_PSF, 1.0, 0.0), ZOOMS)
+    clean = blur(activity(head, draw_uptake(pattern, rng)), scanner, zooms)
+    pet = acquire(clean, scanner, np.array([1200.0]), zooms, rng)[..., 0]
+    best = blur(activity(head, expect_uptake(pattern)), Scanner(USUAL_PSF, 1.0, 0.0), zooms)
     pet, best = (scale_to_unit(x, brain, times_mean=TIMES_MEAN) for x in (pet, best))
     return Painting(scale_to_unit(t1w, brain), pet, brain, best)
 
@@ -241,7 +241,7 @@ def evaluate(guesses: dict[str, list[Volume]], held_out: list[Painting]) -> dict
         for guess, real in zip(volumes, held_out, strict=True):
             inside = real.brain & (guess > 0.1)
             factor = float(np.median(real.pet[inside] / guess[inside]))
-            guess = np.where(real.brain, guess, 0).astype(np.float32)  # noqa: PLW2901 - the guess, masked
+            guess = np.where(real.brain, guess, 0).astype(np.float32)  # noqa: PLW2901
             found = measure(guess, real.pet, real.brain)
             scaled = measure(np.clip(guess * factor, 0, 1), real.pet, real.brain)
             rows.append((found.ssim_brain, found.psnr_brain, scaled.ssim_brain, scaled.psnr_brain))
@@ -351,7 +351,7 @@ def main() -> None:
     make(parser.parse_args())
 
 
-def make(given: argparse.Namespace) -> None:  # noqa: PLR0915 - one step after another
+def make(given: argparse.Namespace) -> None:  # noqa: PLR0915
     """Run all steps for the arguments of the command line."""
     given.work.mkdir(parents=True, exist_ok=True)
     paths = {path.name[-9:-7]: path for path in sorted(given.labelmaps.glob("*.nii.gz"))}
