@@ -5,6 +5,7 @@ They are public as ``mri2pet.predict_pet`` and so on.
 
 import subprocess
 import sys
+from functools import reduce
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from bids_app.files import read_json
 from bids_app.generators import find_generator
 from bids_app.imaging.intensity import check_fwhm
 from bids_app.imaging.similarity import dice
-from bids_app.imaging.verdict import VERDICTS, verdict_of
+from bids_app.imaging.verdict import verdict_of, worse_of
 from bids_app.imaging.volume import Grid
 from bids_app.quick import RAW, label_of
 from bids_app.resources import choose_device
@@ -119,14 +120,14 @@ def register_to_mni(
     paths = visit_paths(root, visit, settings.template, settings.grid_resolution)
     written_pets = [pet.in_template for pet in paths.pets if pet.in_template.is_file()]
     sidecars = [sidecar_path(path) for path in (paths.t1w_in_template, *written_pets)]
-    verdicts = [verdict_of(read_json(sidecar)) for sidecar in sidecars]
+    verdicts = filter(None, (verdict_of(read_json(sidecar)) for sidecar in sidecars))
     return Registered(
         paths.t1w_in_template,
         paths.brain_mask_in_template,
         next(iter(written_pets), None),
         paths.t1w_to_template,
         paths.template_to_t1w,
-        next((verdict for verdict in reversed(VERDICTS) if verdict in verdicts), ""),
+        reduce(worse_of, verdicts),
         report_path(root, label),
     )
 

@@ -263,13 +263,6 @@ def _refuse_headers(t1w: Path, pets: Sequence[Path], orientation: str) -> None:
             )
 
 
-def _chosen_label(labels: Sequence[str]) -> str:
-    """Choose the given label, if any, rather than the one from the file name, which is first."""
-    if labels[2:]:
-        raise UsageError("--participant-label: mri2pet quick takes one person; give one label")
-    return labels[-1]
-
-
 def _run(argv: Sequence[str]) -> int:
     first = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
     parser = build_parser()
@@ -282,9 +275,11 @@ def _run(argv: Sequence[str]) -> int:
     t1w, *pets, out = paths
     for path in (t1w, *pets):
         _refuse(path)
-    words = ("participant", "--participant-label", label_of(t1w), "--skip-bids-validation")
-    settings = parse([str(out / RAW), str(out), *words, *argv[first:]])
-    label = _chosen_label(settings.participant_label)
+    words = ("participant", "--skip-bids-validation", *argv[first:])
+    settings = parse([str(out / RAW), str(out), *words])
+    if settings.participant_label[1:]:
+        raise UsageError("--participant-label: mri2pet quick takes one person; give one label")
+    label = next(iter(settings.participant_label), label_of(t1w))
     _refuse_place(out, (t1w, *pets))
     _refuse_headers(t1w, pets, settings.assume_orientation)
     if settings.dry_run:

@@ -453,13 +453,12 @@ def describe_unknown_columns(output_dir: Path, queries: Sequence[str]) -> list[s
     unknown = table.loc[np.logical_and.reduce(gaps), "participant_id"].tolist()
     names = dict.fromkeys(name for queried in columns for name in queried)
     sentences = [sentence for name in names for sentence in _describe_spellings(table, name)]
-    if not unknown:
-        return sentences
-    return [
-        *sentences,
-        f"{name_some(unknown, SHOWN)}: not used, n/a in participants.tsv under "
-        f"{', '.join(names)}{remarks}",
-    ]
+    if unknown:
+        sentences.append(
+            f"{name_some(unknown, SHOWN)}: not used, n/a in participants.tsv under "
+            f"{', '.join(names)}{remarks}"
+        )
+    return sentences
 
 
 def _describe_spellings(table: pd.DataFrame, column: str) -> list[str]:

@@ -613,11 +613,7 @@ def _synthetic(
         return known or metadata.get("TrainedOnThisParticipant") is not False
 
     metadata = _read_synthetic(visit.synthetic, "participant")
-    if is_left_over(visit.synthetic, visit.t1w):
-        raise _OldError(
-            f"{visit.synthetic}: not used, since it was predicted from a T1w that a later run "
-            "replaced; run --stage synthesize again"
-        )
+    _refuse_old(visit.synthetic, visit, "run --stage synthesize again")
     fields = object_at(metadata, "Generator")
     name, sha256 = str(fields.get("Name", "unknown")), str(fields.get("SHA256", ""))
     maker = SyntheticMaker(
@@ -629,11 +625,7 @@ def _synthetic(
     unseen = folder / visit.synthetic.relative_to(output_dir)
     if unseen.is_file():
         metadata = _read_synthetic(unseen, "train")
-        if is_left_over(unseen, visit.t1w):
-            raise _OldError(
-                f"{unseen}: not used, since it was predicted from a T1w that a later run replaced; "
-                f"train {name} again"
-            )
+        _refuse_old(unseen, visit, f"train {name} again")
         if not has_trained_on(metadata, str(metadata.get("GeneratorSHA256", ""))):
             return unseen, replace(maker, sha256="")
     raise _SeenError(
@@ -641,6 +633,14 @@ def _synthetic(
         f"{unseen}, by the fold without the participant, does not exist; train {name} on this "
         "session, or synthesize with a generator that was not trained on this participant"
     )
+
+
+def _refuse_old(synthetic: Path, visit: Preprocessed, again: str) -> None:
+    if is_left_over(synthetic, visit.t1w):
+        raise _OldError(
+            f"{synthetic}: not used, since it was predicted from a T1w that a later run replaced; "
+            f"{again}"
+        )
 
 
 def _read_synthetic(path: Path, level: str) -> dict[str, object]:
