@@ -84,6 +84,7 @@ def test_people_of_earlier_calls_stay_and_a_pet_that_is_not_given_again_goes(fil
         (["{mine}/pet.nii", "{mine}/unknown.nii", "{mine}/out"], 65, "define left and right"),
         (["{mine}/frames.nii", "{mine}/pet.nii", "{mine}/out"], 65, "give the T1w first"),
         (["{mine}/pet.nii", "{mine}/out", "--participant-label", "1", "2"], 64, "one label"),
+        (["{mine}/pet.nii", "{mine}/out", "--participant-label", "pet", "2"], 64, "one label"),
         (["{mine}/own/sourcedata/sub-1_T1w.nii", "{mine}/own"], 64, "participant instead"),
         (["{mine}/pet.nii", "{mine}/out", "--slopy"], 64, "did you mean --sloppy?"),
     ],
