@@ -1,12 +1,15 @@
 """Filters for the images of a dataset: tracers, sessions, runs, and the filter file."""
 
 import re
+import tomllib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from bids_app.arguments import LABEL, same_run
 from bids_app.errors import UsageError
+from bids_app.files import read_text
 from bids_app.visit import Scan
 
 Filter = Mapping[str, object]
@@ -162,58 +165,9 @@ def why_not(scan: Scan, key: str, rules: Rules) -> str | None:
     return None
 
 
-# Tracers of the brain, and patterns for their names without case, accents and punctuation
 FDG = "FDG"
-TRACERS = {  # the first match counts
-    "FDGal": r"fdgal|f[lu]+or?.*galactos",
-    "FDOPA": r"dopa",
-    "FLT": r"flt|fluorothymidin",
-    "FET": r"fet$|^(18f|f18)?fet|fluoroethyltyros",
-    "FDDNP": r"fddnp",
-    "FMISO": r"fmiso|misonidazol",
-    "DTBZ": r"av133|dtbz|tetrabenazin",
-    "PIB": r"pib|pittsburgh",
-    "florbetapir": r"florbetapir|av45|amyvid",
-    "florbetaben": r"florbetaben|fbb|neurace",
-    "flutemetamol": r"flutemetamol|ge067|vizamyl|flute$",
-    "NAV4694": r"nav4694|azd4694|flutafuranol",
-    "flortaucipir": r"flortaucipir|av1451|t807|tauvid",
-    "MK6240": r"mk6240|florquinitau",
-    "PI2620": r"pi2620",
-    "RO948": r"ro6958948|ro948",
-    "THK": r"thk5\d\d\d",
-    "PBB3": r"pbb3|apn1607",
-    "raclopride": r"raclop",
-    "fallypride": r"fallyprid",
-    "PHNO": r"phno",
-    "PE2I": r"pe2i",
-    "DASB": r"dasb",
-    "MADAM": r"madam",
-    "WAY100635": r"way100635",
-    "MPPF": r"mppf",
-    "CIMBI36": r"cimbi36",
-    "SB207145": r"sb207145",
-    "altanserin": r"altanserin",
-    "flumazenil": r"flumazenil|fmz$",
-    "UCBJ": r"ucbj|ucba|synvest|sdm8",
-    "PK11195": r"pk11195",
-    "PBR28": r"pbr28",
-    "DPA714": r"dpa714",
-    "carfentanil": r"carfentanil",
-    "FEPPA": r"feppa",
-    "water": r"^(15o|o15)(h2o|water)|^h215o|water$",
-    "methionine": r"methionin",
-    "SCH23390": r"sch23390",
-    "FLB457": r"flb457",
-    "MDL100907": r"mdl100907",
-    "PSMA": r"psma",
-    "choline": r"choline|fluorocholin",
-    "acetate": r"acetate",
-    "ammonia": r"ammonia|13nnh3",
-    "fluoride": r"naf$|fluoride$",
-    "DOTATATE": r"dotat",
-    "FES": r"fluoroestradiol",
-}
+# Tracers of the brain, and patterns for their names without case, accents and punctuation
+TRACERS = tomllib.loads(read_text(Path(__file__).parents[1] / "data" / "tracers.toml"))
 # Fluorine, deoxy and glucose, in any order, as spelt in many languages and in chemistry:
 # fludeoxyglucose, 2-deoxy-2-[18F]fluoro-D-glucose, désoxyglucose, Fluordesoxyglukose, glicosio
 FDG_IN_FULL = (r"fl(?:uo|u|o)r?", r"d[ei][sz]?(?:ox|oks|oss)[iy]", r"gl[iuy](?:k|c|kk)o")
