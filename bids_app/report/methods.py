@@ -11,6 +11,7 @@ from math import isnan
 from pathlib import Path
 from typing import Final
 
+import yaml
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from bids_app.derivatives.find import RealPet, Results
@@ -34,7 +35,6 @@ from bids_app.report.results import as_number
 from bids_app.synthesis.models import ModelSpec
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
 
-OWN_TEMPLATE: Final = "MNI152NLin2009aSym"  # comes with nilearn
 TOOLS: Final = {
     "PyTorch": "torch",
     "SciPy": "scipy",
@@ -51,61 +51,9 @@ NUMBERS: Final = (
     *("n_blocks", "width", "beta1", "beta2", "batch_size", "learning_rate", "pool_size"),
     "patience",
 )  # fields of a spec
-DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
-    "participant": {
-        "template": OWN_TEMPLATE,  # name of the template
-        "size": "1",  # voxel size, in mm
-        "skull_stripped": False,  # the input was skull-stripped, so no brain extraction was done
-        "t1w_from": "",  # other app that preprocessed the T1w, if any
-        "mni": False,  # the T1w was taken in MNI space
-        "mask_taken": True,  # its brain mask was taken with it
-        "transforms_from": "",  # other app that registered the T1w, if any
-        "pet_from": "",  # other app that registered the PET, if any
-        "partly_from": "",  # apps from which only some of the images were taken
-        "percentile": 99.9,  # percentile of the T1w in the brain that was scaled to 1
-        "times_mean": 0.0,  # multiple of the brain's mean PET scaled to 1; 0 if a percentile was
-        "pet": False,  # there is a real PET
-        "frames_averaged": False,  # it had several frames
-        "generator": None,  # "Generator" in the sidecar of the synthetic PET, if one was made
-        "fwhm": None,  # FWHM of the smoothing of the synthetic PET, in mm
-        "compared": False,  # the synthetic PET was compared with a real one
-        "overlap": False,  # overlapping triplets were averaged
-        "matched": False,  # intensities were matched to the training controls'
-        "uncertainty": False,  # the error of the synthetic PET was predicted
-        "novelty": False,  # the T1w was compared with those of the training controls
-    },
-    "train": {
-        "controls": 0,  # number of controls that were scored
-        "folds": (),  # number of controls left out in each fold
-        "grids": (),  # grids of the images
-        "fwhm": None,  # FWHM of the smoothing of synthetic PET, in mm
-        "lpips": False,  # LPIPS was measured
-        "tested": False,  # rows were tested against one another
-        "tissue": False,  # a tissue model was fitted
-        "conditioned": (),  # networks conditioned on a tissue model
-        "initial": (),  # generators from which training was continued
-        "losses": {},
-        "semi3d": False,
-        "cubes": (),
-        "schedule": "",
-        "stopped_early": False,
-        "specs": {},  # this and all fields from "losses" on come from describe_specs
-    },
-    "group": {
-        "detectors": (),  # names of DETECTORS
-        "direction": "",  # direction of change that scores higher, in words; empty if unknown
-        "directed": False,  # only one direction of change scores higher
-        "covariates": (),  # covariates regressed out of PET
-        "training": (),  # composition of each training set, in words
-        "synthetic": False,  # some of the controls have synthetic PET
-        "grids": (),  # grids of the images
-        "folds": 0,  # number of folds; 0 if unknown
-        "numbers": {},  # settings and parameters of the detectors, by name
-        "evaluated": False,  # lesions are known
-        "tested": False,  # detectors were tested against one another
-        "free": False,  # there is a free-response curve
-    },
-}
+DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = yaml.safe_load(
+    (TEMPLATES / "methods" / "defaults.yaml").read_text(encoding="utf-8")
+)  # fields of the texts, by level
 
 
 def read_references() -> dict[str, dict[str, str]]:
