@@ -15,25 +15,14 @@ from scipy import ndimage
 from bids_app import nifti
 from bids_app.anatomy import registration
 from bids_app.imaging.intensity import smooth
-from bids_app.simulation.anatomy import (
-    AMYGDALA,
-    BONE,
-    BRAINSTEM,
-    CAUDATE,
-    CEREBELLAR_CORTEX,
-    CEREBELLAR_WHITE,
-    CORTEX,
-    HIPPOCAMPUS,
-    PUTAMEN,
-    THALAMUS,
-    WHITE,
-)
+from bids_app.simulation.anatomy import NAMES
 
 SLAB, RADIUS, FADE = 72.0, 68.0, 25.0  # mm: slab height; ball radius; width of its bright centre
 BLUR = 6.0  # mm FWHM of PET
 HALF = 0.5
-GREY = (*CORTEX, *CEREBELLAR_CORTEX, *THALAMUS, *CAUDATE, *PUTAMEN, *HIPPOCAMPUS, *AMYGDALA)
-WHITES = (*WHITE, *CEREBELLAR_WHITE, *BRAINSTEM)
+DEEP_GREY = ("thalamus", "caudate", "putamen", "hippocampus", "amygdala")
+GREY = [label for name in ("cortex", "cerebellar_cortex", *DEEP_GREY) for label in NAMES[name]]
+WHITES = [label for name in ("white", "cerebellar_white", "brainstem") for label in NAMES[name]]
 GREY_OF_PIB, ELSEWHERE = 0.6, 0.2  # relative to uptake in white matter
 CT_AIR, CT_BONE, CT_TISSUE = 0.0, 2000.0, 1035.0  # Hounsfield units + 1000, so that air is 0
 
@@ -131,7 +120,7 @@ def ct(person: Person) -> nifti.Image:
     """Paint a CT: bright bone, uniform soft tissue."""
     labels = person.labels
     data = np.where(labels.data > 0, CT_TISSUE, CT_AIR).astype(np.float32)
-    data[np.isin(labels.data, BONE)] = CT_BONE
+    data[np.isin(labels.data, NAMES["bone"])] = CT_BONE
     return _scanned(_noisy(data, 0.01), person)
 
 

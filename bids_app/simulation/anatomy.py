@@ -12,56 +12,32 @@ from numpy.typing import NDArray
 
 from bids_app.imaging.volume import Affine, Grid, Volume, zooms_of
 
-WHITE = (2, 41, 25, 57, 77, 85, 251, 252, 253, 254, 255)
-CORTEX = (3, 42)
-FLUID = (4, 5, 14, 15, 24, 30, 43, 44, 62, 72)  # ventricles, vessels in the brain, fluid around it
-PLEXUS = (31, 63, 136, 137, 163, 164)
-CEREBELLAR_WHITE = (7, 46)
-CEREBELLAR_CORTEX = (8, 47)
-THALAMUS = (10, 49)
-CAUDATE = (11, 50)
-PUTAMEN = (12, 51)
-PALLIDUM = (13, 52)
-BRAINSTEM = (16,)
-HIPPOCAMPUS = (17, 53)
-AMYGDALA = (18, 54)
-ACCUMBENS = (26, 58)
-VENTRAL_DC = (28, 60)
-
-VESSEL = (502, 514)
-EYE = (506, 508)
-MUSCLE = (507, 530)
-MUCOSA = (509,)
-SKIN = (511,)
-CORD = (512,)
-BONE = (515,)
-MARROW = (516,)
-
-NAMES = {
-    "white": WHITE,
-    "cortex": CORTEX,
-    "fluid": FLUID,
-    "plexus": PLEXUS,
-    "cerebellar_white": CEREBELLAR_WHITE,
-    "cerebellar_cortex": CEREBELLAR_CORTEX,
-    "thalamus": THALAMUS,
-    "caudate": CAUDATE,
-    "putamen": PUTAMEN,
-    "pallidum": PALLIDUM,
-    "brainstem": BRAINSTEM,
-    "hippocampus": HIPPOCAMPUS,
-    "amygdala": AMYGDALA,
-    "accumbens": ACCUMBENS,
-    "ventral_dc": VENTRAL_DC,
-    "vessel": VESSEL,
-    "eye": EYE,
-    "muscle": MUSCLE,
-    "mucosa": MUCOSA,
-    "skin": SKIN,
-    "cord": CORD,
-    "bone": BONE,
-    "marrow": MARROW,
+NAMES: dict[str, tuple[int, ...]] = {  # tissue → labels
+    "white": (2, 41, 25, 57, 77, 85, 251, 252, 253, 254, 255),
+    "cortex": (3, 42),
+    "fluid": (4, 5, 14, 15, 24, 30, 43, 44, 62, 72),  # ventricles, vessels in the brain, fluid around it
+    "plexus": (31, 63, 136, 137, 163, 164),
+    "cerebellar_white": (7, 46),
+    "cerebellar_cortex": (8, 47),
+    "thalamus": (10, 49),
+    "caudate": (11, 50),
+    "putamen": (12, 51),
+    "pallidum": (13, 52),
+    "brainstem": (16,),
+    "hippocampus": (17, 53),
+    "amygdala": (18, 54),
+    "accumbens": (26, 58),
+    "ventral_dc": (28, 60),
+    "vessel": (502, 514),
+    "eye": (506, 508),
+    "muscle": (507, 530),
+    "mucosa": (509,),
+    "skin": (511,),
+    "cord": (512,),
+    "bone": (515,),
+    "marrow": (516,),
 }
+CORTEX, HIPPOCAMPUS = NAMES["cortex"], NAMES["hippocampus"]
 
 SIZE = 1024  # of a table indexed by label
 HEAD = 500  # first label of the tissues of the head
