@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +12,7 @@ from bids_app.arguments import (
     Parser,
     absolute_path,
     add_option,
+    number_reader,
     read_names_as_utf8,
     refuse_lost_folder,
     run_program,
@@ -23,24 +24,12 @@ SMALLEST_RESOLUTION, LARGEST_RESOLUTION = 0.5, 8.0  # mm
 MOST_FRAMES, MOST_SESSIONS = 100, 99
 
 
-class _Range:
-    """Argument type of numbers between two bounds, inclusive."""
-
-    def __init__(self, kind: type[int] | type[float], low: float, high: float) -> None:
-        self.kind, self.low, self.high = kind, low, high
-
-    def __call__(self, text: str) -> int | float:
-        try:
-            value = self.kind(text)
-        except ValueError as error:
-            noun = "whole number" if self.kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {noun}") from error
-        if not self.low <= value <= self.high:
-            raise argparse.ArgumentTypeError(f"{text} is not in {self.low:g} to {self.high:g}")
-        return value
+def _between(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
+    """Create an argument type of numbers between two bounds, inclusive."""
+    return number_reader(kind, lambda value: low <= value <= high, f"is not in {low:g} to {high:g}")
 
 
-COUNT, POSITIVE = _Range(int, 0, 9999), _Range(int, 1, 9999)
+COUNT, POSITIVE = _between(int, 0, 9999), _between(int, 1, 9999)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,25 +52,25 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--resolution MM",
         "voxel size of T1w; default 1",
-        _Range(float, SMALLEST_RESOLUTION, LARGEST_RESOLUTION),
+        _between(float, SMALLEST_RESOLUTION, LARGEST_RESOLUTION),
         default=1.0,
     )
     add(
         "--seed S",
         "random seed; equal seeds give identical files; default 0",
-        _Range(int, 0, 2**63 - 1),
+        _between(int, 0, 2**63 - 1),
         default=0,
     )
     add(
         "--sessions N",
         "scan everyone N times, as ses-01, ses-02, ...; default: no sessions",
-        _Range(int, 0, MOST_SESSIONS),
+        _between(int, 0, MOST_SESSIONS),
         default=0,
     )
     add(
         "--frames N",
         "frames of PET; default 1, a static scan",
-        _Range(int, 1, MOST_FRAMES),
+        _between(int, 1, MOST_FRAMES),
         default=1,
     )
     add(
@@ -98,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--lesion-depth LEAST MOST",
         "reduction of uptake in lesions, in %%, drawn from LEAST to MOST; default 10 40",
-        _Range(float, 0, 100),
+        _between(float, 0, 100),
         nargs=2,
         default=(10.0, 40.0),
     )

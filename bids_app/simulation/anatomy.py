@@ -15,7 +15,7 @@ from bids_app.imaging.volume import Affine, Grid, Volume, zooms_of
 NAMES: dict[str, tuple[int, ...]] = {  # tissue → labels
     "white": (2, 41, 25, 57, 77, 85, 251, 252, 253, 254, 255),
     "cortex": (3, 42),
-    "fluid": (4, 5, 14, 15, 24, 30, 43, 44, 62, 72),  # ventricles, vessels in the brain, fluid around it
+    "fluid": (4, 5, 14, 15, 24, 30, 43, 44, 62, 72),  # and vessels, and fluid around the brain
     "plexus": (31, 63, 136, 137, 163, 164),
     "cerebellar_white": (7, 46),
     "cerebellar_cortex": (8, 47),

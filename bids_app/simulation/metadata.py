@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_app.files import read_json
+from bids_app.files import read_json, read_text
 from bids_app.simulation.anatomy import NAMES
 
 BIDS_VERSION = "1.10.0"
@@ -14,36 +14,11 @@ WAIT, LENGTH = 2400.0, 1200.0  # s; from injection to scan, and of the scan; our
 MASS = 5.0  # µg of FDG; our choice
 DOSE = (150.0, 250.0)  # MBq; our choice
 
-DICTIONARIES = Path(__file__).parents[1] / "data" / "dictionaries"
-PARTICIPANTS = read_json(DICTIONARIES / "simulated_participants.json")
-LESION_COLUMNS = read_json(DICTIONARIES / "simulated_lesions.json")
-README = """# A simulated cohort
-
-T1w MRI and FDG PET of people who do not exist, made by mri2pet {version}:
-
-    mri2pet-simulate BIDS_DIR {command}
-
-Each head is a random smooth warp of {source}, with wider ventricles and thinner cortex at a higher
-age. T1w images differ in contrast, bias field and noise; PET images show uptake by tissue and
-region, with a variation of each person's own, through the blur and noise of a scanner: 4 to 8 mm,
-3 to 6 % of uptake in the cortex. Patients have one or two lesions of grey matter that take up less
-FDG and do not show on T1w. Nothing here was acquired from anyone; ages, doses and times are
-invented.
-
-The truth lies in `derivatives/truth`.
-"""
-TRUTH_README = """# The truth about a simulated cohort
-
-* `anat/*_space-T1w_desc-aseg_dseg.nii.gz`: what each voxel of the T1w is; `desc-aseg_dseg.tsv`.
-* `anat/*_space-T1w_desc-mni_coordinates.nii.gz`: where voxels of a coarser grid lie in MNI space,
-  x, y, z in tenths of a millimetre, RAS+; approximate where the head was made from a label map.
-* `anat/*_space-T1w_label-L_mask.nii.gz`: the lesions of a patient; `lesions.tsv`.
-* `pet/*_from-pet_to-T1w_mode-image_xfm.txt`: as ITK and ANTs want it to resample PET onto T1w: it
-  maps points of T1w to points of PET, in LPS+.
-* `pet/*_space-T1w_desc-noisefree_pet.nii.gz`: PET without noise, after the blur, Bq/mL.
-* `pet/*_space-T1w_desc-expected_pet.nii.gz`: the same anatomy with the uptake that people share,
-  seen by a scanner of 6 mm, Bq/mL: what a perfect prediction from T1w would be.
-"""
+DATA = Path(__file__).parents[1] / "data"
+PARTICIPANTS = read_json(DATA / "dictionaries" / "simulated_participants.json")
+LESION_COLUMNS = read_json(DATA / "dictionaries" / "simulated_lesions.json")
+README = read_text(DATA / "simulation" / "README.md")
+TRUTH_README = read_text(DATA / "simulation" / "truth.md")
 IGNORED = ("**/pet/*_xfm.txt", "**/anat/*_coordinates.*", "lesions.tsv", "lesions.json")
 
 
