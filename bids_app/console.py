@@ -1,7 +1,7 @@
 """Output of a run on the terminal, or line by line in a log."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from bids_app.derivatives.find import Preprocessed
 from bids_app.errors import count_noun
 from bids_app.visit import Selection
 
@@ -85,43 +84,22 @@ class Console:
             unused = [(entry.subject, name(entry.path), entry.reason) for entry in selection.unused]
             self._print_table("Not used", ("participant", "image", "why"), unused)
 
-    def report_controls(
-        self, pairs: Sequence[Preprocessed], notes: Sequence[str], root: Path
-    ) -> None:
-        """Print a table of the controls and images that are used, and notes on the others."""
-        used = [
-            (
-                pair.subject,
-                pair.session or NONE,
-                *(str(path.relative_to(root)) for path in (pair.t1w, pair.pets[0])),
-            )
-            for pair in pairs
-        ]
-        self._print_table("Used", ("control", "session", "T1w", "PET"), used)
-        for note in notes:
-            self.out.print(note)
-
-    def report_subjects(
+    def report_used(
         self,
-        subjects: Sequence[tuple[str, str, str | None, Path | None, Path | None]],
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str | Path | None]],
         notes: Sequence[str],
         root: Path,
     ) -> None:
-        """Print a table of controls and patients with the PET that is used, and notes.
+        """Print a table of participants and the images that are used, and notes on the others.
 
-        ``subjects`` holds group, label, session, real PET and synthetic PET of each.
+        Paths lie in ``root``; a session or an image that is None is not there.
         """
-        used = [
-            (
-                group,
-                label,
-                session or NONE,
-                *(NONE if path is None else str(path.relative_to(root)) for path in pets),
-            )
-            for group, label, session, *pets in subjects
-        ]
-        columns = ("group", "participant", "session", "PET", "synthetic PET")
-        self._print_table("Used", columns, used)
+
+        def cell(value: str | Path | None) -> str:
+            return str(value.relative_to(root)) if isinstance(value, Path) else value or NONE
+
+        self._print_table("Used", columns, [[cell(value) for value in row] for row in rows])
         for note in notes:
             self.out.print(note)
 

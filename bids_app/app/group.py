@@ -515,7 +515,8 @@ def _report_subjects(
         for subject in participants
         if subject.pet or (needed and subject.synthetic)
     ]
-    console.report_subjects(used, sentences, settings.output_dir)
+    columns = ("group", "participant", "session", "PET", "synthetic PET")
+    console.report_used(columns, used, sentences, settings.output_dir)
 
 
 def _estimate(

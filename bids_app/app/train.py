@@ -107,7 +107,9 @@ def train(settings: Settings, console: Console, run_record: description.RunRecor
     controls = replace(controls, notes=(*grid, *controls.notes))
     if settings.dry_run:
         sentences = [*controls.notes, *(problem.sentence for problem in controls.problems)]
-        console.report_controls(_visits(controls), sentences, settings.output_dir)
+        columns = ("control", "session", "T1w", "PET")
+        used = [(pair.subject, pair.session, pair.t1w, pair.pets[0]) for pair in _visits(controls)]
+        console.report_used(columns, used, sentences, settings.output_dir)
     runner = Runner(settings, console, "mri2pet_train", settings.folds * len(_names(settings)))
     compute, study, initial, unfit = _prepare(runner, controls, run_record)
     if settings.dry_run:
