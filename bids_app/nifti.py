@@ -163,22 +163,6 @@ def inspect(path: Path, *, orientation: str = "") -> Header:
     return header
 
 
-def check_header(path: Path) -> tuple[int, ...]:
-    """Check from the header alone that a file can be an image of a head.
-
-    Returns
-    -------
-    tuple of int
-        Shape of the image, without axes of length one beyond the third.
-
-    Raises
-    ------
-    MissingInputError, ReadWriteError, UnusableDataError
-        See :func:`inspect`.
-    """
-    return inspect(path).shape
-
-
 def read_grid(path: Path) -> Grid:
     """Read the grid of a volume from its header alone.
 
@@ -219,17 +203,6 @@ def check_grid(path: Path, grid: Grid) -> None:
             f"{path}: its grid is not that of --bounding-box and --resolution; run the participant "
             "level again with the same values"
         )
-
-
-def read_description(path: Path) -> str:
-    """Read the header's ``descrip``.
-
-    Raises
-    ------
-    MissingInputError, ReadWriteError, UnusableDataError
-        See :func:`inspect`.
-    """
-    return inspect(path).description
 
 
 def resample_atlas(atlas: Image, grid: Grid) -> NDArray[np.integer]:

@@ -184,7 +184,7 @@ def unknown(tmp_path, head):
     return write(tmp_path / "u.nii.gz", coded(data, affine, sform=0, qform=0).to_bytes())
 
 
-@pytest.mark.parametrize("read", [nifti.check_header, nifti.load, nifti.check_labels])
+@pytest.mark.parametrize("read", [nifti.inspect, nifti.load, nifti.check_labels])
 def test_what_cannot_tell_left_from_right_is_refused(unknown, read):
     with pytest.raises(UnusableDataError, match=r"u\.nii\.gz: .*left and right.*--assume-orient"):
         read(unknown)
@@ -212,7 +212,7 @@ def test_las_is_what_nibabel_takes_it_for(unknown):
 def test_codes_that_mean_nothing_tell_nothing(tmp_path, head, code):
     content = patched(coded(*head), sform_code=code, qform_code=code)
     with pytest.raises(UnusableDataError, match="does not define left and right"):
-        nifti.check_header(write(tmp_path / "a.nii", content))
+        nifti.inspect(write(tmp_path / "a.nii", content))
 
 
 def test_vouching_changes_nothing_where_the_header_knows(tmp_path, head):
@@ -276,7 +276,7 @@ def test_what_is_not_one_number_a_voxel_is_refused(tmp_path, head, kind, words):
     path = tmp_path / "a.nii.gz"
     nib.save(nib.Nifti1Image(data, head[1]), path)
     with pytest.raises(UnusableDataError, match=rf"a\.nii\.gz: contains {words}"):
-        nifti.check_header(path)
+        nifti.inspect(path)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_a_stream_that_is_no_gzip_is_named(tmp_path, head):
     packed = gzip.compress(coded(*head).to_bytes())
     (tmp_path / "a.nii.gz").write_bytes(packed[:10] + b"\xff" * 100)
     with pytest.raises(UnusableDataError, match=r"a\.nii\.gz: truncated or damaged \(Error -3"):
-        nifti.check_header(tmp_path / "a.nii.gz")
+        nifti.inspect(tmp_path / "a.nii.gz")
 
 
 @pytest.mark.parametrize(
@@ -325,13 +325,13 @@ def test_a_file_that_cannot_hold_what_it_says_is_refused_by_its_header(
     content = patched(coded(*head), dim=[4, 17, 14, 11, frames, 1, 1, 1])
     path = write(tmp_path / name, content)
     with pytest.raises(UnusableDataError, match=rf"{name}: truncated .*its header claims"):
-        nifti.check_header(path)
+        nifti.inspect(path)
 
 
 def test_five_axes_with_a_single_fourth_are_frames(tmp_path, head):
     frames = np.stack([head[0], 2 * head[0]], axis=-1)[:, :, :, None, :]
     path = write(tmp_path / "a.nii", coded(frames, head[1]).to_bytes())
-    assert nifti.check_header(path) == (*SHAPE, 2)
+    assert nifti.inspect(path).shape == (*SHAPE, 2)
     assert np.array_equal(nifti.load(path).data, frames[:, :, :, 0])
 
 
@@ -364,7 +364,7 @@ def test_what_memory_cannot_hold_is_not_begun(tmp_path, head, monkeypatch):
     monkeypatch.setattr(nifti, "_memory", lambda: 10_000)
     path = write(tmp_path / "a.nii", coded(*head).to_bytes())
     with pytest.raises(UnusableDataError, match=r"a\.nii: reading it requires 15\.7 kB of memory"):
-        nifti.check_header(path)
+        nifti.inspect(path)
 
 
 def test_memory_that_runs_out_is_told(tmp_path, head, monkeypatch):
@@ -383,7 +383,7 @@ def test_memory_that_runs_out_is_told(tmp_path, head, monkeypatch):
 def test_a_pointer_is_a_missing_image(tmp_path, text):
     (tmp_path / "a.nii.gz").write_text(text)
     with pytest.raises(MissingInputError, match=r"a\.nii\.gz: .*fetch"):
-        nifti.check_header(tmp_path / "a.nii.gz")
+        nifti.inspect(tmp_path / "a.nii.gz")
 
 
 def make_special(path, kind):
@@ -402,7 +402,7 @@ def make_special(path, kind):
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "socket"])
 @pytest.mark.parametrize(
-    "read", [nifti.check_header, nifti.load, nifti.check_labels, files.read_json, files.read_text]
+    "read", [nifti.inspect, nifti.load, nifti.check_labels, files.read_json, files.read_text]
 )
 def test_what_is_no_file_is_not_opened(tmp_path, kind, read):
     path = tmp_path / "a.nii.gz"

@@ -82,7 +82,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, image, monkeypat
 @pytest.mark.parametrize("more", [(1,), (1, 1)])
 def test_axes_of_length_one_at_the_end_are_dropped(tmp_path, image, more):
     nifti.save(nifti.Image(image.data.reshape(*SHAPE, *more), image.affine), tmp_path / "a.nii")
-    assert nifti.check_header(tmp_path / "a.nii") == SHAPE
+    assert nifti.inspect(tmp_path / "a.nii").shape == SHAPE
     assert np.array_equal(nifti.load(tmp_path / "a.nii").data, image.data)
 
 
@@ -189,20 +189,20 @@ def test_an_affine_that_no_head_has_is_refused(tmp_path, rng, linear, problem):
     affine[:3, :3] = linear
     path = save_raw(tmp_path / "a.nii", rng.random(SHAPE).astype(np.float32), affine)
     with pytest.raises(UnusableDataError, match=rf"a\.nii: .*{problem}"):
-        nifti.check_header(path)
+        nifti.inspect(path)
 
 
 def test_a_field_of_view_of_metres_is_refused(tmp_path, rng):
     path = save_raw(tmp_path / "a.nii", rng.random((101, 9, 9)), np.diag([10.0, 10, 10, 1]))
     with pytest.raises(UnusableDataError, match="field of view is 1010 × 90 × 90 mm"):
-        nifti.check_header(path)
+        nifti.inspect(path)
 
 
 @pytest.mark.parametrize("shape", [(17, 14), (17, 14, 1)])
 def test_a_slice_is_no_volume(tmp_path, rng, shape):
     path = save_raw(tmp_path / "a.nii", rng.random(shape))
     with pytest.raises(UnusableDataError, match=r"a\.nii: its shape is .* not a volume"):
-        nifti.check_header(path)
+        nifti.inspect(path)
 
 
 @pytest.mark.parametrize(

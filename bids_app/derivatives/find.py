@@ -21,7 +21,7 @@ from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, Unu
 from bids_app.files import file_sha256, locked, object_at, read_json, write_json
 from bids_app.imaging.coverage import COMPLETE, describe_missing
 from bids_app.imaging.verdict import DOUBT, VERDICTS, reasons_of, verdict_of
-from bids_app.nifti import check_header
+from bids_app.nifti import inspect
 from bids_app.strict import is_number
 
 AGAIN = "run the participant level again"
@@ -694,13 +694,14 @@ def _space_of(paths: Iterable[Path], shape: tuple[int, ...]) -> str:
         for path in sorted(paths)
         if path.name.endswith(".nii.gz")
     } or {path.name.partition("_space-")[2].rpartition("_desc-")[0]: path for path in paths}
-    fitting = [space for space, path in spaces.items() if _shape_of(path) == shape]
+    fitting = [space for space, path in spaces.items() if shape_of(path) == shape]
     return min(fitting, default=min(spaces, default=""))
 
 
-def _shape_of(path: Path) -> tuple[int, ...]:
+def shape_of(path: Path) -> tuple[int, ...]:
+    """Read the shape of an image from its header; empty if it cannot be read."""
     try:
-        return check_header(path)
+        return inspect(path).shape
     except Mri2petError:
         return ()
 

@@ -121,7 +121,7 @@ class StoreVolumes(SimpleInterface):
 
     @staticmethod
     def _refuse_synthetic(path):
-        if nifti.read_description(path).startswith(SYNTHETIC):
+        if nifti.inspect(path).description.startswith(SYNTHETIC):
             raise UnusableDataError(
                 f"{path}: its header says {SYNTHETIC}, but the image is named as a measured one; "
                 "run the participant level again"

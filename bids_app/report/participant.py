@@ -18,13 +18,12 @@ from bids_app.derivatives.detections import (
     find_anomalies,
     read_run,
 )
-from bids_app.derivatives.find import Results, digest_of, find_results
+from bids_app.derivatives.find import Results, digest_of, find_results, shape_of
 from bids_app.derivatives.sidecars import Faults
 from bids_app.derivatives.tables import read_regions
 from bids_app.detection.detectors import meaning_of
 from bids_app.errors import Mri2petError
 from bids_app.files import object_at
-from bids_app.nifti import check_header
 from bids_app.report.anomalies import (
     OWN_PLACE,
     cells_of,
@@ -221,7 +220,7 @@ def write_subject_report(
     """
 
     def gather(record: RunSummary) -> dict[str, object]:
-        visits = find_results(output_dir, subject, _shape_of(template_t1w))
+        visits = find_results(output_dir, subject, shape_of(template_t1w))
         spaces = tuple(sorted({visit.space for visit in visits if visit.space}))
         drawings = [draw(output_dir, visit, template_t1w) for visit in visits]
         pictures = [panel for drawing in drawings for panel in drawing["pet"]]
@@ -387,13 +386,6 @@ def _describe_space(space: str) -> str:
     """
     template, _, size = space.partition("_res-")
     return f"{template}, voxels of {size.replace('p', '.')} mm" if size else template
-
-
-def _shape_of(template_t1w: Path) -> tuple[int, ...]:
-    try:
-        return check_header(template_t1w)
-    except Mri2petError:  # reported in its figure
-        return ()
 
 
 def _generators(visits: Sequence[Results]) -> list[dict[str, object]]:
