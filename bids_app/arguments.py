@@ -151,6 +151,7 @@ def add_option(
     """Add an option to a parser or argument group, spelled with ``-`` and with ``_``.
 
     If an option that takes several values is given again, its values are added to the first ones.
+    An option without placeholder, type, choices and action is a switch.
 
     Parameters
     ----------
@@ -170,6 +171,8 @@ def add_option(
         options["type"] = read
     if options.get("nargs") == "+":
         options["action"] = "extend"
+    elif not (values or read or "choices" in options or "action" in options):
+        options["action"] = "store_true"
     spellings = [{flag: 0, flag[:2] + flag[2:].replace("-", "_"): 0} for flag in flags]
     to.add_argument(*(name for pair in spellings for name in pair), help=text, **options)
 

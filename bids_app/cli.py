@@ -230,13 +230,11 @@ def _add_beyond(parser: argparse.ArgumentParser) -> None:
         "follow the paper: divide PET by the 99.9th percentile of the brain, not by "
         "2.5 times its mean; --no-overlap, also for train. group: --direction both "
         "--score-smoothing 0",
-        action="store_true",
     )
     add(
         "--overlap",
-        "semi-3D generators: triplets start at every slice, and the predictions "
-        "for a slice are averaged; this is the default",
-        action="store_true",
+        "semi-3D generators: triplets start at every slice, and the predictions for a slice are "
+        "averaged; this is the default",
     )
     add(
         "--no-overlap",
@@ -247,19 +245,13 @@ def _add_beyond(parser: argparse.ArgumentParser) -> None:
     add(
         "--match-histogram",
         "give the synthetic PET the intensities of the mean PET of the training controls",
-        action="store_true",
     )
     add(
         "--uncertainty",
-        "also write the expected error of the synthetic PET, "
-        "as a standard deviation (desc-synth_std)",
-        action="store_true",
+        "also write the expected error of the synthetic PET, as a standard deviation "
+        "(desc-synth_std)",
     )
-    add(
-        "--novelty",
-        "report how unusual the T1w is, compared with those of the training controls",
-        action="store_true",
-    )
+    add("--novelty", "report how unusual the T1w is, compared with those of the training controls")
 
 
 def _add_people(parser: argparse.ArgumentParser) -> None:
@@ -350,15 +342,14 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--score-smoothing MM",
-        "smoothing (FWHM) of one-class SVM maps before "
-        "clusters are found; default "
+        "smoothing (FWHM) of one-class SVM maps before clusters are found; default "
         f"{SCORE_FWHM:g} mm, 0 with --paper",
         not_negative,
     )
     add(
         "--channels NAME",
-        "images from which one-class SVMs take patches: pet "
-        "(the default, as in the paper), or t1w+pet",
+        "images from which one-class SVMs take patches: pet (the default, as in the paper), or "
+        "t1w+pet",
         choices=CHANNELS,
     )
     add(
@@ -411,43 +402,33 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         _memory,
         dest="mem_gb",
     )
-    add(
-        "--low-mem",
-        "accepted, without effect: memory does not grow with the number of scans",
-        action="store_true",
-    )
+    add("--low-mem", "accepted, without effect: memory does not grow with the number of scans")
     add("--device", "auto (the default), cpu, cuda or cuda:N", _device)
     add("--use-plugin FILE", "JSON or YAML with plugin and plugin_args of nipype", absolute_path)
     add("-w --work-dir DIR", "default: OUTPUT_DIR/.work", absolute_path)
-    add("--clean-workdir", "delete intermediate files after success", action="store_true")
-    add(
-        "--stop-on-first-crash",
-        "stop the run at the first participant that fails",
-        action="store_true",
-    )
+    add("--clean-workdir", "delete intermediate files after success")
+    add("--stop-on-first-crash", "stop the run at the first participant that fails")
     add(
         "--resource-monitor",
         "write time, CPU time and peak memory of each step to OUTPUT_DIR/logs/*_resources.tsv; for "
         "steps that --use-plugin submits to a queue, use the accounting of the queue instead",
-        action="store_true",
     )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "run")
-    add("--sloppy", "4 mm voxels and coarse registration, for testing only", action="store_true")
+    add("--sloppy", "4 mm voxels and coarse registration, for testing only")
     add(
         "--dry-run",
         "print which images would be used or refused, and an estimate of time, memory and disk "
         "space, and write nothing; the exit code is that of the run, as far as headers and tables "
         "can predict it",
-        action="store_true",
     )
-    add("--reports-only", "only write reports, from the files in OUTPUT_DIR", action="store_true")
-    add("--boilerplate-only", "print the methods paragraph, and exit", action="store_true")
+    add("--reports-only", "only write reports, from the files in OUTPUT_DIR")
+    add("--boilerplate-only", "print the methods paragraph, and exit")
     add("--config-file TOML", "options by name; the command line overrides it", absolute_path)
     add("--random-seed N", f"default {Settings.random_seed}", _seed)
-    add("--notrack", "accepted, without effect: nothing is ever tracked", action="store_true")
+    add("--notrack", "accepted, without effect: nothing is ever tracked")
     add("-v --verbose", "print more; twice: all messages of nipype", action="count")
 
 
@@ -501,21 +482,18 @@ def build_parser() -> Parser:
     parser.add_argument("bids_dir", type=absolute_path, help="BIDS dataset; never written to")
     parser.add_argument("output_dir", type=absolute_path, help="output folder for the derivatives")
     parser.add_argument("level", metavar="{" + ",".join(LEVELS) + "}", help="what to do")
-    parser.add_argument(
+    add = partial(add_option, parser, default=argparse.SUPPRESS)
+    add(
         "--self-test",
-        "--self_test",
+        "check the installation on a simulated subject, and exit",
         action=_SelfTest,
         nargs=0,
-        default=argparse.SUPPRESS,
-        help="check the installation on a simulated subject, and exit",
     )
-    parser.add_argument(
+    add(
         "--print-completion",
-        "--print_completion",
+        "print the completion script for a shell, and exit",
         action=_PrintCompletion,
         choices=("bash", "zsh", "tcsh"),
-        default=argparse.SUPPRESS,
-        help="print the completion script for a shell, and exit",
     )
     parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
     return parser

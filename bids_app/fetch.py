@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.request import urlopen
 from bids_app.arguments import (
     Parser,
     absolute_path,
+    add_option,
     read_names_as_utf8,
     refuse_lost_folder,
     run_program,
@@ -115,36 +117,31 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done; 64 usage; 65 unusable data; 66 cannot be fetched; 74 cannot "
         "be written.",
     )
-    parser.add_argument(
-        "--lpips",
-        type=absolute_path,
-        metavar="FILE",
-        help="weights of LPIPS, for mri2pet train; pass the file to --lpips-weights, or name it "
+    add = partial(add_option, parser)
+    add(
+        "--lpips FILE",
+        "weights of LPIPS, for mri2pet train; pass the file to --lpips-weights, or name it "
         "in $MRI2PET_LPIPS_WEIGHTS",
+        absolute_path,
     )
-    parser.add_argument(
-        "--template",
+    add(
+        "--template NAME",
+        "templates of TemplateFlow, into $TEMPLATEFLOW_HOME",
         nargs="+",
-        action="extend",
         default=[],
-        metavar="NAME",
-        help="templates of TemplateFlow, into $TEMPLATEFLOW_HOME",
     )
-    parser.add_argument(
-        "--atlas",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME",
-        help="atlases of TemplateFlow for mri2pet group --atlas NAME, such as "
+    add(
+        "--atlas NAME",
+        "atlases of TemplateFlow for mri2pet group --atlas NAME, such as "
         "Schaefer2018:200Parcels7Networks, into $TEMPLATEFLOW_HOME",
+        nargs="+",
+        default=[],
     )
-    parser.add_argument(
-        "--space",
-        default="MNI152NLin2009aSym",
-        metavar="NAME",
-        help="template space of the atlases; default %(default)s, for which atlases "
+    add(
+        "--space NAME",
+        "template space of the atlases; default %(default)s, for which atlases "
         "in other MNI152 spaces are accepted, too",
+        default="MNI152NLin2009aSym",
     )
     parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
     return parser

@@ -382,7 +382,6 @@ def build_parser() -> Parser:
     add(
         "--copies",
         "its three channels are copies of one slice, as in greyscale images, not adjacent slices",
-        action="store_true",
     )
     add(
         "--pet-times-mean X",
@@ -391,13 +390,12 @@ def build_parser() -> Parser:
         not_negative,
         default=0.0,
     )
-    parser.add_argument(
+    add(
         "--print-completion",
-        "--print_completion",
+        "print the completion script for a shell, and exit",
         action=PrintCompletion,
         choices=("bash", "zsh", "tcsh"),
         default=argparse.SUPPRESS,
-        help="print the completion script for a shell, and exit",
     )
     parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
     return parser

@@ -91,11 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs=2,
         default=(10.0, 40.0),
     )
-    add(
-        "--vary-orientation",
-        "vary the orientation of image arrays instead of using RAS only",
-        action="store_true",
-    )
+    add("--vary-orientation", "vary the orientation of image arrays instead of using RAS only")
     add("--nprocs N", "participants simulated at a time; default 1", POSITIVE, default=1)
     parser.add_argument("--version", action="version", version=f"mri2pet {version('mri2pet')}")
     return parser
