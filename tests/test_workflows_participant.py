@@ -159,7 +159,12 @@ def build(there, options, plan, beyond):
             "comparison": init_comparison_wf,
             "regions": lambda: init_regions_wf(output=output("regions"), atlas=atlas),
             "subtraction": lambda: init_subtraction_wf(outputs=plan.subtracted),
-            "participant": lambda: init_participant_wf(**visit, synthesis=plan),
+            "participant": lambda: init_participant_wf(
+                init_preprocessing_wf(**visit),
+                plan,
+                omp_nthreads=options.omp_nthreads,
+                real=bool(pets),
+            ),
             "synthesis_from_disk": lambda: init_synthesis_from_disk_wf(
                 files={
                     "t1w": there("t1w.nii.gz"),

@@ -1,9 +1,8 @@
 """Plans of visits: from images to workflows, with the checks of inputs and of existing results."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from nipype.pipeline.engine import Workflow
@@ -761,17 +760,22 @@ def init_visit_wf(plan: VisitPlan, run: ParticipantPlan) -> Workflow:
             omp_nthreads=run.preprocessing.omp_nthreads,
             name=plan.name,
         )
-    build: Callable[..., Workflow] = init_preprocessing_wf
-    if run.generator is not None:
-        synthesis = _synthesis_plan(plan, run, run.generator)
-        build = partial(init_participant_wf, synthesis=synthesis)
     outputs = _preprocessing_outputs(plan, run)
-    return build(
+    preprocessing = init_preprocessing_wf(
         t1w=plan.visit.t1w.used,
         derived=plan.visit.t1w.derived,
         outputs={field: outputs[getattr(plan.paths, field)] for field in ANATOMICAL_OUTPUTS},
         pets=_pet_plans(plan, outputs),
         options=run.preprocessing,
         orientation=plan.visit.t1w.orientation,
+        name=plan.name if run.generator is None else "preprocessing_wf",
+    )
+    if run.generator is None:
+        return preprocessing
+    return init_participant_wf(
+        preprocessing,
+        _synthesis_plan(plan, run, run.generator),
+        omp_nthreads=run.preprocessing.omp_nthreads,
+        real=bool(plan.visit.pets),
         name=plan.name,
     )

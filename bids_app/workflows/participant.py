@@ -124,18 +124,9 @@ def init_preprocessing_wf(
     _save_all(workflow, anatomical, outputs, "")
     trust = add_verdict_node(workflow, anatomical, "t1w_in_template", "t1w_in_template_measured")
     trust.inputs.source = str(t1w)
-    mask = "brain_mask_in_template"
-    workflow.connect(
-        [
-            (trust, outputnode, [("image", "t1w_in_template")]),
-            (anatomical, outputnode, [(f"outputnode.{mask}", mask)]),
-            (
-                anatomical,
-                outputnode,
-                [(f"outputnode.{n}", n) for n in ("t1w", "brain_mask", "template_to_t1w")],
-            ),
-        ]
-    )
+    workflow.connect(trust, "image", outputnode, "t1w_in_template")
+    for field in ("brain_mask_in_template", "t1w", "brain_mask", "template_to_t1w"):
+        workflow.connect(anatomical, f"outputnode.{field}", outputnode, field)
     onward = (
         "t1w",
         "brain_mask",
@@ -160,57 +151,43 @@ def init_preprocessing_wf(
         for optional in (pet, trust):  # a visit has results without a PET, too
             label_nodes(optional, fatal=False)
         if number == 0:
-            cover = "coverage_in_template"
-            workflow.connect(
-                [
-                    (trust, outputnode, [("image", "pet_in_template")]),
-                    (pet, outputnode, [(f"outputnode.{cover}", cover)]),
-                    (pet, outputnode, [("outputnode.in_t1w", "pet_in_t1w")]),
-                    (pet, outputnode, [("outputnode.coverage_in_t1w", "coverage_in_t1w")]),
-                ]
-            )
+            workflow.connect(trust, "image", outputnode, "pet_in_template")
+            workflow.connect(pet, "outputnode.in_t1w", outputnode, "pet_in_t1w")
+            for field in ("coverage_in_template", "coverage_in_t1w"):
+                workflow.connect(pet, f"outputnode.{field}", outputnode, field)
     return workflow
 
 
 def init_participant_wf(
-    *,
-    t1w: Path,
-    outputs: Mapping[str, Output],
-    pets: Sequence[PetPlan],
-    options: Preprocessing,
-    orientation: str = "",
-    derived: Derived | None = None,
+    preprocessing: Workflow,
     synthesis: SynthesisPlan,
+    *,
+    omp_nthreads: int,
+    real: bool,
     name: str = "participant_wf",
 ) -> Workflow:
     """Preprocess a visit and predict its PET.
 
-    If there are real PET, the synthetic one is compared with the first of them.
-
     Parameters
     ----------
-    t1w, outputs, pets, options, orientation, derived
-        See :func:`init_preprocessing_wf`.
+    preprocessing : Workflow
+        Workflow from :func:`init_preprocessing_wf`.
     synthesis : SynthesisPlan
         Generator and destinations.
+    omp_nthreads : int
+        Number of threads that torch may use.
+    real : bool
+        Whether there is real PET; the synthetic one is compared with the first of them.
     """
-    preprocessing = init_preprocessing_wf(
-        t1w=t1w,
-        outputs=outputs,
-        pets=pets,
-        options=options,
-        orientation=orientation,
-        derived=derived,
-    )
     workflow = Workflow(name)
     workflow.add_nodes([preprocessing])
     _add_synthesis(
         workflow,
         synthesis,
         partial(link, workflow, preprocessing),
-        omp_nthreads=options.omp_nthreads,
-        real=bool(pets),
-        real_in_t1w=bool(pets),
+        omp_nthreads=omp_nthreads,
+        real=real,
+        real_in_t1w=real,
     )
     return workflow
 
