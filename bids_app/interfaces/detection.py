@@ -56,6 +56,20 @@ def _covariates(desc):
     return traits.List(traits.List(traits.Float), [], usedefault=True, desc=desc)
 
 
+def _folders(desc):
+    """Create a trait for folders, which may move; digests say what they contain."""
+    return traits.List(traits.Str, mandatory=True, nohash=True, desc=desc)
+
+
+def _strings(desc):
+    return traits.List(traits.Str, mandatory=True, desc=desc)
+
+
+def _slabs():
+    of = traits.Tuple(traits.Int, traits.Int)
+    return traits.List(of, mandatory=True, desc="first slice of each slab, and that after its last")
+
+
 def _brain(path):
     return nifti.load(path).data > 0
 
@@ -93,8 +107,8 @@ def _holes(folders):
 
 
 class _ControlsInputSpec(BaseInterfaceInputSpec):
-    controls = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
-    digests = traits.List(traits.Str, mandatory=True, desc="digests of the volumes, in order")
+    controls = _folders("folders of volumes")
+    digests = _strings("digests of the volumes, in order")
 
 
 class _TrainEncoderInputSpec(_ControlsInputSpec):
@@ -168,15 +182,11 @@ class _SlabInputSpec(BaseInterfaceInputSpec):
     encoder = File(exists=True, mandatory=True, desc="encoder of the same fold")
     packed = File(mandatory=True, nohash=True, desc="PET of all controls; too large to digest")
     members = traits.List(traits.Int, mandatory=True, desc="indices of the fold's controls")
-    digests = traits.List(traits.Str, mandatory=True, desc="digests of the members' volumes")
+    digests = _strings("digests of the members' volumes")
     first = traits.Int(mandatory=True, desc="first slice of the slab")
     last = traits.Int(mandatory=True, desc="slice after the last one of the slab")
-    scored = traits.List(
-        traits.Str, mandatory=True, nohash=True, desc="folders of the volumes to score"
-    )
-    scored_digests = traits.List(
-        traits.Str, mandatory=True, desc="digests of the volumes to score, in order"
-    )
+    scored = _folders("folders of the volumes to score")
+    scored_digests = _strings("digests of the volumes to score, in order")
     direction = traits.Str(mandatory=True, desc="what scores higher, a key of DIRECTIONS")
     covariates = _covariates("covariates of the members, in order; empty if not used")
     scored_covariates = _covariates("covariates of the people to score; empty if not used")
@@ -289,19 +299,13 @@ class FitSlab(ApplySlab):
 
 
 class _CompareSyntheticInputSpec(_ComparedInputSpec):
-    kinds = traits.List(
-        traits.Str, mandatory=True, desc="'real' or 'synthetic' for each PET, in order"
-    )
+    kinds = _strings("'real' or 'synthetic' for each PET, in order")
     fold = traits.Int(mandatory=True, desc="number of the fold, from 1")
     encoder = File(exists=True, mandatory=True, desc="encoder of the fold")
     unsigned = traits.List(
         File(exists=True), mandatory=True, desc="scores of all slabs, from FitSlab"
     )
-    slabs = traits.List(
-        traits.Tuple(traits.Int, traits.Int),
-        mandatory=True,
-        desc="first slice of each slab, and the slice after its last one",
-    )
+    slabs = _slabs()
     brain = File(exists=True, mandatory=True, desc="mask of the analysed voxels")
     atlas = traits.Str(mandatory=True, desc="atlas in the space of the images; empty for none")
 
@@ -365,18 +369,9 @@ class _NormInputSpec(BaseInterfaceInputSpec):
     direction = traits.Str(mandatory=True, desc="what scores higher, a key of DIRECTIONS")
     brain = File(exists=True, mandatory=True, desc="mask of the analysed voxels")
     fwhm = traits.Float(mandatory=True, desc="FWHM of the smoothing before scoring, in mm")
-    scored = traits.List(
-        traits.Str, mandatory=True, nohash=True, desc="folders of the volumes to score"
-    )
-    scored_synthetic = traits.List(
-        traits.Str,
-        mandatory=True,
-        nohash=True,
-        desc="folders of their synthetic PET, if it is compared",
-    )
-    scored_digests = traits.List(
-        traits.Str, mandatory=True, desc="digests of all these volumes, in order"
-    )
+    scored = _folders("folders of the volumes to score")
+    scored_synthetic = _folders("folders of their synthetic PET, if it is compared")
+    scored_digests = _strings("digests of all these volumes, in order")
     scored_covariates = _covariates("covariates of the people to score; empty if not used")
 
 
@@ -429,14 +424,9 @@ class ApplyNorm(SimpleInterface):
 
 
 class _FitNormInputSpec(_NormInputSpec):
-    controls = traits.List(traits.Str, mandatory=True, nohash=True, desc="folders of volumes")
-    controls_synthetic = traits.List(
-        traits.Str,
-        mandatory=True,
-        nohash=True,
-        desc="folders of their synthetic PET, if it is compared",
-    )
-    digests = traits.List(traits.Str, mandatory=True, desc="digests of all these volumes, in order")
+    controls = _folders("folders of volumes")
+    controls_synthetic = _folders("folders of their synthetic PET, if it is compared")
+    digests = _strings("digests of all these volumes, in order")
     covariates = _covariates("covariates of the controls, in order; empty if not used")
 
 
@@ -543,11 +533,7 @@ class _MapAnomaliesInputSpec(BaseInterfaceInputSpec):
     scores = traits.List(
         File(exists=True), mandatory=True, desc="scores of all slabs of all folds, .npy"
     )
-    slabs = traits.List(
-        traits.Tuple(traits.Int, traits.Int),
-        mandatory=True,
-        desc="first slice of each slab, and the slice after its last one",
-    )
+    slabs = _slabs()
     rows = traits.List(traits.Int, mandatory=True, desc="row of this image in each scores file")
     folds = traits.Int(mandatory=True, desc="number of folds that have scored the image")
     brain = File(exists=True, mandatory=True, desc="mask of the analysed voxels")
@@ -645,9 +631,7 @@ class MapAnomalies(SimpleInterface):
 
 
 class _KeepClustersInputSpec(BaseInterfaceInputSpec):
-    labels = traits.List(
-        traits.Str, mandatory=True, desc="label images in the output dataset, rewritten in place"
-    )
+    labels = _strings("label images in the output dataset, rewritten in place")
     kept = traits.Int(mandatory=True, desc="number of clusters to keep, from the first rank on")
 
 
@@ -702,7 +686,7 @@ class LocateClusters(SimpleInterface):
 class _PublishDetectorInputSpec(BaseInterfaceInputSpec):
     card = traits.Dict(mandatory=True, desc="card of the detector, from card_values, without files")
     sources = traits.List(File(exists=True), mandatory=True, desc="files of the detector")
-    names = traits.List(traits.Str, mandatory=True, desc="paths of these files in the folder")
+    names = _strings("paths of these files in the folder")
     folder = traits.Str(mandatory=True, desc="folder to write the detector to")
 
 
