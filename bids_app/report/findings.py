@@ -34,11 +34,9 @@ from bids_app.report.anomalies import (
 )
 from bids_app.report.charts import WIDTH
 from bids_app.report.figures import (
-    Field,
     Figure,
     Layer,
     Outline,
-    Scale,
     Section,
     Spot,
     Text,
@@ -60,6 +58,7 @@ from bids_app.report.panels import (
     GAP,
     HEADER,
     LINE,
+    T1W,
     UPTAKE,
     bar_of_scores,
     paint_scores,
@@ -177,20 +176,12 @@ def _take(output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores) -> _Pa
         hole = (mask_of(maps[0].brain) & ~mask_of(images["coverage"]))[field]
     return _Patient(
         anomalies,
-        [_crop(score_map, field) for score_map in maps],
+        [score_map.cropped(field) for score_map in maps],
         crop(images["pet"], field) if "pet" in images else None,
         None if lesions is None else lesions[field],
         hole,
         scores,
     )
-
-
-def _crop(score_map: ScoreMap, field: Field) -> ScoreMap:
-    labels = None if score_map.labels is None else crop(score_map.labels, field)
-    scores, t1w, brain = (
-        crop(image, field) for image in (score_map.scores, score_map.t1w, score_map.brain)
-    )
-    return ScoreMap(scores, t1w, brain, labels, score_map.heat)
 
 
 def _lead_scores(lead: Anomaly, scores: Scores) -> list[list[float]]:
@@ -321,7 +312,6 @@ def _show_lesions(patient: _Patient) -> list[Found]:
     return findings
 
 
-T1W: Final = Scale("gray", 0.0, 1.0, "T1w")
 CLUSTER: Final = "#3dff5e"  # outline of a cluster; not a colour of PET or of scores
 HALF: Final = 0.5  # level between 0 and 1 of a mask
 

@@ -10,16 +10,15 @@ from bids_app.derivatives.sidecars import read_derivative
 from bids_app.errors import Mri2petError
 from bids_app.nifti import Image
 from bids_app.report.cards import CROSS_VALIDATION
-from bids_app.report.figures import Layer, Scale, Section, crop, field_around, spread
+from bids_app.report.figures import Layer, Section, crop, field_around, spread
 from bids_app.report.page import name_visit, show
-from bids_app.report.panels import AROUND_BRAIN, DIFFERENCE, UPTAKE, Column, Panel, montage
+from bids_app.report.panels import AROUND_BRAIN, DIFFERENCE, T1W, UPTAKE, Column, Panel, montage
 from bids_app.report.results import ImageCache, mask_of
 from bids_app.report.table1 import best_model, configuration_of, full_name_of, name_in_short
 from bids_app.synthesis.evaluation import ScoreRecord
 from bids_app.synthesis.models import SECOND_LINES
 
 JUDGED_BY: Final = "ssim_brain"  # metric by which the control is chosen
-GREY: Final = Scale("gray", 0.0, 1.0, "T1w")
 
 
 def choose(scores: Sequence[ScoreRecord]) -> tuple[ScoreRecord, dict[str, float]] | None:
@@ -124,7 +123,7 @@ def _draw(
     cropped = {name: crop(image, field) for name, image in images.items()}
     grid, real = crop(t1w, field), cropped.pop("", None)
     columns = [
-        Column(("", "T1w", ""), Layer("T1w", grid, GREY)),
+        Column(("", "T1w", ""), Layer("T1w", grid, T1W)),
         *(_column(m, cropped.get(m), real, similarities.get(lines[m])) for m in models),
         Column(("", "Real PET", ""), None if real is None else Layer("Real PET", real, UPTAKE)),
     ]

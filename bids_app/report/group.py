@@ -49,10 +49,9 @@ from bids_app.report.page import (
     read_record,
     write_report,
 )
-from bids_app.report.table1 import show_p
+from bids_app.report.table1 import SIGNIFICANT, show_p
 
 SHOWN: Final = (1, 5, 10)  # clusters per patient at which detectors are compared (our choice)
-SIGNIFICANT: Final = 0.05  # our choice, common in the field
 MAKER_KEYS: Final = ("intended_use", "trained_on")  # copied from a generator's card to a detector's
 
 

@@ -16,6 +16,7 @@ from bids_app.report.anomalies import lesions_known, name_of
 from bids_app.report.figures import (
     AXIS_OF,
     PLANES,
+    Field,
     Layer,
     Section,
     blocks_of,
@@ -24,9 +25,9 @@ from bids_app.report.figures import (
     field_around,
     mosaic,
 )
-from bids_app.report.gallery import GREY
 from bids_app.report.panels import (
     AROUND_BRAIN,
+    T1W,
     Column,
     Heat,
     Panel,
@@ -64,6 +65,12 @@ class ScoreMap:
     brain: Image
     labels: Image | None
     heat: Heat
+
+    def cropped(self, field: Field) -> "ScoreMap":
+        """Crop all images."""
+        labels = None if self.labels is None else crop(self.labels, field)
+        scores, t1w, brain = (crop(image, field) for image in (self.scores, self.t1w, self.brain))
+        return ScoreMap(scores, t1w, brain, labels, self.heat)
 
 
 def take_score_map(
@@ -133,17 +140,14 @@ def draw_score_map(score_map: ScoreMap, title: str) -> Panel:
         Heading.
     """
     field = field_around(mask_of(score_map.brain), score_map.brain.zooms, AROUND_BRAIN)
-    brain, t1w, scores = (
-        crop(image, field) for image in (score_map.brain, score_map.t1w, score_map.scores)
-    )
-    heat = score_map.heat
-    bars, layers = bar_of_scores(heat), [Layer("T1w and scores", t1w, GREY)]
+    shown, heat = score_map.cropped(field), score_map.heat
+    bars, layers = bar_of_scores(heat), [Layer("T1w and scores", shown.t1w, T1W)]
     rows = (
         mosaic(name, layers, sections)
-        for name, sections in zip(ROWS, blocks_of(mask_of(brain)), strict=True)
+        for name, sections in zip(ROWS, blocks_of(mask_of(shown.brain)), strict=True)
     )
     figures = (
-        overlay(row, [scores.data], lambda _, values: paint_scores(values, heat), bars)
+        overlay(row, [shown.scores.data], lambda _, values: paint_scores(values, heat), bars)
         for row in rows
     )
     return Panel(title, "", tuple(figures))
@@ -252,7 +256,7 @@ def _draw(output_dir: Path, anomalies: Sequence[Anomaly]) -> Panel:
     grid = crop(t1w, field)
     inside = lesions[field] if lesions is not None and lesions[field].any() else None
     sections = best_sections(weigh(volumes)) if inside is None else sections_through(inside)
-    columns = [Column(_words(subject), Layer("T1w", grid, GREY)) for subject in shown]
+    columns = [Column(_words(subject), Layer("T1w", grid, T1W)) for subject in shown]
     figure = montage(f"Clusters of {first.name}", columns, sections, grid)
     hits = [_hits(volume, inside) for volume in volumes]
     bars = bars_of_ranks(lesions=inside is not None)

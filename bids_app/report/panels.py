@@ -260,6 +260,7 @@ def _heads(layers: Sequence[Layer | None], spots: Sequence[Spot], grid: Image) -
 AROUND_HEAD, AROUND_BRAIN = 18.0, 4.0  # mm shown beyond the brain (our choice)
 BRIGHTEST: Final = 99.5  # percentile of the brain that is drawn brightest (our choice)
 LARGEST_DIFFERENCE: Final = 0.5  # end of the scale of differences, the same in all reports
+T1W: Final = Scale("gray", 0.0, 1.0, "T1w")
 UPTAKE: Final = Scale("inferno", 0.0, 1.0, "PET (scaled to this brain)")
 DIFFERENCE: Final = Scale("RdBu_r", -LARGEST_DIFFERENCE, LARGEST_DIFFERENCE, "synthetic − real")
 LARGEST_SD: Final = 0.15  # end of the scale of uncertainty, the same in all reports; our choice
@@ -446,7 +447,7 @@ def _comparison(cache: ImageCache, visit: Results, pet: RealPet | None) -> tuple
     if pet is not None:
         pets.append(("Real PET", cache.take_derivative(pet.in_template, t1w)))
     brain, t1w, *images = _to_brain(brain, AROUND_BRAIN, t1w, *(image for _, image in pets))
-    layers = [Layer("T1w", t1w, Scale("gray", 0.0, 1.0, "T1w"))]
+    layers = [Layer("T1w", t1w, T1W)]
     layers += [Layer(name, image, UPTAKE) for (name, _), image in zip(pets, images, strict=True)]
     if len(images) > 1:
         difference = Image(images[0].data - images[1].data, t1w.affine)

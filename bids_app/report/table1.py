@@ -279,7 +279,7 @@ SHOWN: Final = {
     "psnr_brain": "PSNR, inside the brain",
     "lpips_brain": "LPIPS, inside the brain",
 }
-SIGNIFICANT: Final = 0.05  # Holm-adjusted p below which a cell is marked
+SIGNIFICANT: Final = 0.05  # Holm-adjusted p; our choice, common in the field
 SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SMALL: Final = 0.001  # smaller p-values are shown as powers of ten
 
