@@ -42,7 +42,7 @@ def assert_equal(one, other):
 def test_the_first_of_the_best_epochs_is_kept(pairs):
     fit = start(SIMPLE)
     lines = run(fit, pairs, scores=[0.1, 0.5, 0.5, 0.3])
-    assert [line.ssim for line in lines] == [0.1, 0.5, 0.5, 0.3]
+    assert [line.ssim_validation for line in lines] == [0.1, 0.5, 0.5, 0.3]
     assert fit.kept_epoch == 2
     until = start(SIMPLE)
     run(until, pairs, last_epoch=2)
@@ -53,7 +53,7 @@ def test_the_first_of_the_best_epochs_is_kept(pairs):
 
 def test_without_validation_the_last_epoch_is_kept(pairs):
     fit = start(SIMPLE)
-    assert all(isnan(line.ssim) for line in run(fit, pairs))
+    assert all(isnan(line.ssim_validation) for line in run(fit, pairs))
     now = fit.training.generators[0].state_dict()
     assert fit.kept_epoch == 4
     assert all(torch.equal(fit.kept[n], now[n]) for n in now)
@@ -68,7 +68,7 @@ def test_training_stops_when_validation_does_not_improve(pairs):
 def test_validation_is_looked_at_in_its_interval_and_at_the_end(pairs):
     fit = start(replace(SIMPLE, epochs=7, constant_epochs=7, validation_interval=3))
     lines = run(fit, pairs, scores=[0.5] * 7, last_epoch=7)
-    assert [line.epoch for line in lines if not isnan(line.ssim)] == [3, 6, 7]
+    assert [line.epoch for line in lines if not isnan(line.ssim_validation)] == [3, 6, 7]
     assert fit.kept_epoch == 3
 
 

@@ -130,7 +130,7 @@ def restore_checkpoint(fit: Fit, path: Path) -> None:
         training.epoch = int(tensors["epoch"])
         training.random.set_state(tensors["random"])
         fit.kept = _below("kept.", tensors)
-        fit.history = [HistoryRow.of(row) for row in tensors["history"].tolist()]
+        fit.history = [HistoryRow(int(epoch), *row) for epoch, *row in tensors["history"].tolist()]
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0].rstrip(":")  # torch adds a line per weight
         raise UnusableDataError(

@@ -30,7 +30,7 @@ from bids_app.synthesis.models import ModelSpec, Spec, TissueSpec
 from bids_app.synthesis.networks import ConditionedGenerator, has_bfloat16, network_of
 from bids_app.synthesis.pairs import Volumes, open_volumes, usable_pairs
 from bids_app.synthesis.tissue import TissueModel, fit_tissue_model
-from bids_app.synthesis.training import Fit, HistoryRow, Training, resume_training
+from bids_app.synthesis.training import Fit, Training, resume_training
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -101,20 +101,16 @@ def mean_ssim(generator: nn.Module, visits: Sequence[Volumes], spec: Spec, fwhm:
 
 def rows_of(name: str, fit: Fit) -> list[dict[str, object]]:
     """Return the history of a fit as rows of a table."""
-    return [_row(name, line, kept=line.epoch == fit.kept_epoch) for line in fit.history]
-
-
-def _row(name: str, line: HistoryRow, *, kept: bool) -> dict[str, object]:
-    return {
-        "fold": name,
-        "epoch": line.epoch,
-        "generator_loss": line.generator_loss,
-        "discriminator_loss": line.discriminator_loss,
-        "ssim_validation": None if isnan(line.ssim) else line.ssim,
-        "learning_rate": line.learning_rate,
-        "seconds": round(line.seconds, 2),
-        "kept": int(kept),
-    }
+    return [
+        {
+            **vars(line),
+            "fold": name,
+            "ssim_validation": None if isnan(line.ssim_validation) else line.ssim_validation,
+            "seconds": round(line.seconds, 2),
+            "kept": int(line.epoch == fit.kept_epoch),
+        }
+        for line in fit.history
+    ]
 
 
 def _condition(job: Job) -> None:

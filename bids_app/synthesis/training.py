@@ -375,7 +375,7 @@ class HistoryRow:
         Number of the epoch, counted from 1.
     generator_loss, discriminator_loss : float
         Mean losses over its steps; unitless.
-    ssim : float
+    ssim_validation : float
         Mean SSIM over the validation volumes; nan if it was not computed.
     learning_rate : float
         Learning rate of both optimizers.
@@ -386,15 +386,9 @@ class HistoryRow:
     epoch: int
     generator_loss: float
     discriminator_loss: float
-    ssim: float
+    ssim_validation: float
     learning_rate: float
     seconds: float
-
-    @classmethod
-    def of(cls, row: Sequence[float]) -> HistoryRow:
-        """Build a history row from a sequence of numbers."""
-        epoch, *values = row
-        return cls(int(epoch), *values)
 
 
 class Fit:
@@ -417,15 +411,15 @@ class Fit:
     @property
     def kept_epoch(self) -> int:
         """Epoch whose weights are kept, the first of the best ones; 0 before the first epoch."""
-        looked_at = [line for line in self.history if not isnan(line.ssim)]
+        looked_at = [line for line in self.history if not isnan(line.ssim_validation)]
         if looked_at:
-            return max(looked_at, key=lambda line: line.ssim).epoch
+            return max(looked_at, key=lambda line: line.ssim_validation).epoch
         return self.history[-1].epoch if self.history else 0
 
     def is_over(self, last_epoch: int) -> bool:
         """Return whether the last epoch was run, or early stopping applies."""
         epoch = self.training.epoch
-        watched = any(not isnan(line.ssim) for line in self.history)
+        watched = any(not isnan(line.ssim_validation) for line in self.history)
         patience = self.training.spec.patience
         return epoch >= last_epoch or (watched and epoch - self.kept_epoch >= patience)
 
