@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from nipype.pipeline.engine import Workflow
 
@@ -17,6 +16,7 @@ from bids_app.derivatives.detections import (
     template_to_t1w,
 )
 from bids_app.derivatives.find import LesionMask, Preprocessed
+from bids_app.derivatives.paths import uri_of
 from bids_app.derivatives.sidecars import Sidecar
 from bids_app.errors import UnusableDataError
 from bids_app.nifti import read_digest
@@ -165,7 +165,7 @@ def _mask_graphs(
     for number, (visit, mask) in enumerate(masks.items()):
         to_template = [] if mask.in_template else [t1w_to_template(visit)]
         to_t1w = [template_to_t1w(visit)] if mask.in_template else []
-        on_t1w: Sidecar = {"SpatialReference": _uri(study, native_t1w(visit))}
+        on_t1w: Sidecar = {"SpatialReference": uri_of(native_t1w(visit), study.output_dir)}
         root = dict(settings.derivatives)[LESIONS]
         drawn = uri_in(study.output_dir, LESIONS, root, mask.path)
         template, grid = study.space.template, study.space.entries()
@@ -176,7 +176,7 @@ def _mask_graphs(
             path.unlink(missing_ok=True)  # from an earlier run
             sidecar: Sidecar = {
                 "Description": f"Lesions of {mask.path.name}, resampled to {place}",
-                "Sources": [drawn, *(_uri(study, path) for path in transforms)],
+                "Sources": [drawn, *(uri_of(path, study.output_dir) for path in transforms)],
                 "Type": "Lesion",
                 **space,
             }
@@ -191,7 +191,3 @@ def _mask_graphs(
             label_nodes(graph, owner=visit.subject, label=f"sub-{visit.subject}")
             graphs.append(graph)
     return graphs
-
-
-def _uri(study: Study, path: Path) -> str:
-    return f"bids::{path.relative_to(study.output_dir).as_posix()}"

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from bids_app.derivatives.description import KEY as VERSION
 from bids_app.derivatives.find import Preprocessed, t1w_of_pet
-from bids_app.derivatives.paths import FDG_LABEL, derivative_path, entities_of, resolution_label
+from bids_app.derivatives.paths import (
+    FDG_LABEL,
+    derivative_path,
+    entities_of,
+    resolution_label,
+    uri_of,
+)
 from bids_app.derivatives.sidecars import (
     SCALED,
     Dictionary,
@@ -149,7 +155,7 @@ def describe_card(
     card = (folder / CARD).absolute()
     root = output_dir.absolute()
     inside = card.is_relative_to(root)
-    uri = f"bids::{card.relative_to(root).as_posix()}" if inside else card.as_uri()
+    uri = uri_of(card, root) if inside else card.as_uri()
     signature = {"SHA256": sha256} if sha256 else {}
     return {"URI": uri, "Dataset": dataset, "Version": version, **signature}
 
@@ -193,7 +199,7 @@ class Origin:
 
     def uri(self, path: Path) -> str:
         """Return the BIDS URI of a result."""
-        return f"bids::{path.relative_to(self.output_dir).as_posix()}"
+        return uri_of(path, self.output_dir)
 
     def _common(self, sources: list[Path]) -> Sidecar:
         return {

@@ -137,6 +137,17 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name.partition(".")[0] + ".json")
 
 
+def uri_of(path: Path, output_dir: Path) -> str:
+    """Return the BIDS URI of a result in the derivative dataset.
+
+    Examples
+    --------
+    >>> uri_of(Path("out/sub-01/anat/a.json"), Path("out"))
+    'bids::sub-01/anat/a.json'
+    """
+    return f"bids::{path.relative_to(output_dir).as_posix()}"
+
+
 def coverage_path(pet: Path) -> Path:
     """Return the path of the coverage mask of a resampled PET, which is beside it.
 

@@ -17,7 +17,7 @@ from types import NoneType
 from typing import TypeVar, get_args, get_type_hints
 
 from bids_app.derivatives.description import KEY as VERSION
-from bids_app.derivatives.paths import PetPaths, VisitPaths, sidecar_path
+from bids_app.derivatives.paths import PetPaths, VisitPaths, sidecar_path, uri_of
 from bids_app.errors import Mri2petError, UnusableDataError
 from bids_app.files import MISSING, read_json, read_text, read_tsv, write_json, write_tsv
 from bids_app.imaging.intensity import describe_scaling
@@ -93,7 +93,7 @@ class Provenance:
 
     def own(self, path: Path) -> str:
         """Return the BIDS URI of a result."""
-        return f"bids::{path.relative_to(self.output_dir).as_posix()}"
+        return uri_of(path, self.output_dir)
 
     def entries(self, description: str, sources: Sequence[str]) -> Sidecar:
         """Return the fields of every sidecar."""

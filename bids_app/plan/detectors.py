@@ -19,6 +19,7 @@ from bids_app.derivatives.detections import (
     template_to_t1w,
 )
 from bids_app.derivatives.find import times_mean_of_image
+from bids_app.derivatives.paths import uri_of
 from bids_app.derivatives.sidecars import Sidecar
 from bids_app.detection.card import DetectorCard, EncoderSpec, card_sha256, read_card, spec_to_dict
 from bids_app.detection.detectors import (
@@ -379,10 +380,8 @@ def _describe_averages(
     name: str, study: Study, cohort: Subjects, trained: Sequence[StoredImage], times_mean: float
 ) -> list[Sidecar]:
     """Describe the mean and the SD of the PET of a training set."""
-    pets = [image.volumes["pet"] for image in trained]
-    uris = [f"bids::{pet.relative_to(study.output_dir).as_posix()}" for pet in pets]
     return describe_control_averages(
-        [(uri, not image.real) for uri, image in zip(uris, trained, strict=True)],
+        [(uri_of(image.volumes["pet"], study.output_dir), not image.real) for image in trained],
         study.space,
         controls=len({image.participant for image in trained}),
         training_set=name,
