@@ -23,7 +23,7 @@ from functools import cached_property
 from math import isfinite, isnan
 from operator import attrgetter
 from statistics import fmean, mean, median, stdev
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import matplotlib as mpl
 import numpy as np
@@ -45,7 +45,7 @@ from bids_app.report.anomalies import (
     title_of,
 )
 from bids_app.report.cards import folds_of, kept_epoch
-from bids_app.report.page import name_visit
+from bids_app.report.page import TEMPLATES, name_visit
 from bids_app.report.table1 import GREY, colour_of, dash_of, full_name_of, values_of
 from bids_app.report.table1 import in_order as in_paper_order
 from bids_app.synthesis.evaluation import ScoreRecord
@@ -58,37 +58,7 @@ if TYPE_CHECKING:
 
 WIDTH: Final = 1160.0  # px; the width of the page
 PALETTE: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe, Ito
-FAINT: Final = "#d0d7de"
 INK: Final = "#1b1f24"
-STYLE: Final[Mapping[Any, object]] = {
-    "svg.fonttype": "none",  # text stays text
-    "text.parse_math": False,  # a "$" in a name is literal
-    "text.color": INK,
-    "font.family": "DejaVu Sans",  # bundled with matplotlib; the page substitutes its own
-    "font.size": 13.0,
-    "figure.facecolor": "none",
-    "figure.constrained_layout.w_pad": 0.12,
-    "figure.constrained_layout.h_pad": 0.06,
-    "axes.facecolor": "none",
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": "medium",
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": FAINT,
-    "xtick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.color": INK,
-    "ytick.major.size": 0,
-    "lines.scale_dashes": False,
-    "lines.markeredgecolor": "white",
-    "lines.markeredgewidth": 0.6,
-}
 CLIPS_AND_IDS: Final = re.compile(
     r' id="[\w.]+_\d+"| clip-path="[^"]*"|<clipPath.*?</clipPath>', re.DOTALL
 )
@@ -104,9 +74,7 @@ LOGARITHMIC: Final = 20.0  # ratio of extremes above which an axis is logarithmi
 @contextmanager
 def plain_style() -> Iterator[None]:
     """Draw in a fixed style, whatever the user's ``matplotlibrc`` says."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
+    with mpl.rc_context(fname=TEMPLATES / "charts.mplstyle"):  # and the defaults of matplotlib
         yield
 
 
