@@ -74,7 +74,7 @@ from bids_app.report.page import RunSummary
 from bids_app.settings import Settings
 from bids_app.workflows.detection import ScoredImage, init_kept_wf
 
-CURVES = ("detection_curve", "detection_tests", "detection_froc")
+CURVES = (detections.CURVE, detections.TESTS, detections.FROC)
 
 
 @dataclass(frozen=True)
