@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bids_app.derivatives.description import KEY as VERSION
-from bids_app.derivatives.find import Preprocessed, t1w_of_pet
+from bids_app.derivatives.find import Preprocessed, spell_out, t1w_of_pet, visit_of
 from bids_app.derivatives.paths import (
     FDG_LABEL,
     derivative_path,
@@ -708,7 +708,12 @@ class Anomaly:
     @property
     def name(self) -> str:
         """Name of the PET: ``"sub-01, ses-02"``."""
-        return ", ".join(part for part in self.stem.split("_") if not part.startswith("trc-"))
+        return spell_out(self.stem)
+
+
+def detector_folders(output_dir: Path) -> list[Path]:
+    """List the folders of the detectors, one per training set, by name."""
+    return sorted(path for path in (output_dir / DETECTORS_FOLDER).glob("*") if path.is_dir())
 
 
 def find_anomalies(
@@ -731,8 +736,7 @@ def find_anomalies(
     list of Anomaly
         Score maps by PET, with the primary training set first.
     """
-    folders = sorted(path for path in (output_dir / DETECTORS_FOLDER).glob("*") if path.is_dir())
-    roots = {"": output_dir, **{path.name: path for path in folders}}
+    roots = {"": output_dir, **{path.name: path for path in detector_folders(output_dir)}}
     found = [
         _anomaly(output_dir, path, training_set)
         for training_set, root in roots.items()
@@ -777,9 +781,8 @@ def backdrop_of(output_dir: Path, anomaly: Anomaly, *, native: bool) -> tuple[Pa
     subject_dir = output_dir / f"sub-{anomaly.subject}"
     t1w_paths = subject_dir.glob("**/anat/sub-*_desc-preproc_T1w.nii.gz")
     visits = {path.name.partition("_space-")[0].partition("_desc-")[0] for path in t1w_paths}
-    visit = "_".join(part for part in anomaly.stem.split("_") if part.startswith(("sub-", "ses-")))
-    t1w_visit = t1w_of_pet(output_dir, anomaly.stem, visits)
-    t1w_visit = visit if t1w_visit is None else t1w_visit
+    home = t1w_of_pet(output_dir, anomaly.stem, visits)
+    t1w_visit = visit_of(anomaly.stem) if home is None else home
     folder = subject_dir.joinpath(*t1w_visit.split("_")[1:], "anat")
     return (
         folder / f"{t1w_visit}{space}_desc-preproc_T1w.nii.gz",

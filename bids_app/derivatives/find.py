@@ -135,6 +135,16 @@ def describe_coverage(pet: Path) -> str:
     return ""
 
 
+def visit_of(stem: str) -> str:
+    """Return the visit of an image from the first part of its name: ``sub-01_ses-b``."""
+    return "_".join(part for part in stem.split("_") if part.startswith(("sub-", "ses-")))
+
+
+def spell_out(stem: str) -> str:
+    """Name an image for readers by the first part of its name: ``sub-01, ses-b``."""
+    return ", ".join(part for part in stem.split("_") if not part.startswith("trc-"))
+
+
 def t1w_of_pet(output_dir: Path, stem: str, visits: Collection[str]) -> str | None:
     """Return the visit of the T1w to which a real PET is aligned; used by all parts of the app.
 
@@ -156,7 +166,7 @@ def t1w_of_pet(output_dir: Path, stem: str, visits: Collection[str]) -> str | No
     str or None
         One of ``visits``; None if the visit found is not among them.
     """
-    own_visit = "_".join(part for part in stem.split("_") if part.startswith(("sub-", "ses-")))
+    own_visit = visit_of(stem)
     folder = output_dir.joinpath(*own_visit.split("_"), "pet")
     in_t1w = folder / f"{stem}_space-T1w_desc-preproc_pet.json"
     others = sorted(set(folder.glob(f"{stem}_space-*_desc-preproc_pet.json")) - {in_t1w})
@@ -617,7 +627,7 @@ def find_results(output_dir: Path, subject: str, shape: tuple[int, ...]) -> tupl
         else:
             space = visits[home].space
             beside = _in_space(folder, "pet", stem, space, "desc-preproc_pet")
-            pets[home].append(RealPet(_spell_out(stem), in_t1w, beside))
+            pets[home].append(RealPet(spell_out(stem), in_t1w, beside))
     return tuple(replace(visit, pets=tuple(pets[stem])) for stem, visit in visits.items())
 
 
@@ -669,7 +679,7 @@ def _results(folder: Path, stem: str, shape: tuple[int, ...]) -> Results:
         for suffix in ("pet", "std")
     )
     return Results(
-        name=_spell_out(stem),
+        name=spell_out(stem),
         space=space,
         t1w=read_derivative(_place(folder, "anat", f"{stem}_desc-preproc_T1w")),
         mask=read_derivative(_place(folder, "anat", f"{stem}_desc-brain_mask")),
@@ -704,7 +714,3 @@ def shape_of(path: Path) -> tuple[int, ...]:
         return inspect(path).shape
     except Mri2petError:
         return ()
-
-
-def _spell_out(stem: str) -> str:
-    return ", ".join(part for part in stem.split("_") if not part.startswith("trc-"))

@@ -14,6 +14,7 @@ from bids_app.derivatives.detections import (
     SCORED,
     Listed,
     ScoredSubject,
+    detector_folders,
     maps_on_disk,
     read_all_clusters,
     read_control_clusters,
@@ -287,7 +288,7 @@ def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
     measured = bool(curve or responses or tests)  # otherwise no lesion is known
     faults += [fault for fault in evaluated if measured or not fault.endswith("is missing.")]
     paths = {subject.path for subject in maps}
-    folders = sorted(path for path in (output_dir / DETECTORS_FOLDER).glob("*") if path.is_dir())
+    folders = detector_folders(output_dir)
     used = folders_of(output_dir, sets, applied)
     return Detected(
         dataset="" if run is None else run.dataset,
