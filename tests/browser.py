@@ -19,7 +19,7 @@ FLAGS = [
     *("--headless", "--no-sandbox", "--no-first-run", "--disable-sync"),
     *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
-    *("--remote-debugging-pipe", "--window-size=1200,1000"),
+    *("--remote-debugging-pipe", "--window-size=800,700"),
 ]
 PATIENCE = 60  # s to wait for an answer
 

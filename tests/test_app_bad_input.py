@@ -30,6 +30,7 @@ AFFINES = {
     "sheared": (np.array([[4, 2, 0, 0], [0, 4, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1.0]]), "sheared"),
 }
 SLOPPY = ["participant", "--sloppy", "--nprocs", "1", "--skip-bids-validation"]
+AS_THEY_ARE = ("--skull-strip", "skip")  # phantoms have no skull, and extraction takes seconds
 
 
 @pytest.fixture
@@ -434,16 +435,16 @@ def mixed(tmp_path_factory):
     """Run in which every participant has a problem, but most T1w have none."""
     folder, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(7)
     raw = write_dataset(folder / "raw")
-    for subject in ("frames", "runs", "tracer", "noise"):
+    for subject in ("frames", "runs", "noise"):
         add_t1w(raw, subject, rng)
     pet = brain(rng, inverted=True)
     add_pet(raw, "frames", rng, data=np.stack([pet, pet], axis=-1))
     add_pet(raw, "runs", rng, name="trc-18FFDG_run-01_pet", data=pet[..., None])
     add_pet(raw, "runs", rng, name="trc-18FFDG_run-02_pet")
-    add_pet(raw, "tracer", rng, name="trc-PIB_pet", sidecar={**PET, "TracerName": "PIB"})
+    add_pet(raw, "runs", rng, name="trc-PIB_pet", sidecar={**PET, "TracerName": "PIB"})
     add_t1w(raw, "ball", rng, data=ball())
     add_pet(raw, "noise", rng, data=rng.random(SHAPE).astype(np.float32))
-    return run_once(folder, raw)
+    return run_once(folder, raw, *AS_THEY_ARE)
 
 
 @pytest.mark.slow
@@ -455,7 +456,7 @@ def test_one_bad_pet_does_not_stop_the_others(mixed):
     assert "run-02" in said
     assert "PIB" in said
     synthetic = {path.parent.parent.name for path in out.rglob("*desc-synth_pet.nii.gz")}
-    assert synthetic == {"sub-frames", "sub-runs", "sub-tracer", "sub-noise"}
+    assert synthetic == {"sub-frames", "sub-runs", "sub-noise"}
     real = {path.parent.parent.name for path in out.rglob("*res-4_desc-preproc_pet.nii.gz")}
     assert real == {"sub-runs", "sub-noise"}
     assert "2 frames" in (out / "sub-frames.html").read_text()
@@ -476,10 +477,10 @@ def test_what_does_not_fit_is_used_nowhere(mixed, run, tmp_path):
     assert "FAILED: " in (out / "sub-ball.html").read_text()
     assert not list(out.glob("sub-ball/pet/*desc-synth_pet.nii.gz"))
     there = shutil.copytree(out, tmp_path / "out")
-    code, said = run(out.parent / "raw", "--participant-label", "ball", out=there)
+    ball = ("--participant-label", "ball", *AS_THEY_ARE)
+    code, said = run(out.parent / "raw", *ball, out=there)
     assert code == 65
     assert "its registration failed" in said
-    again = ("--participant-label", "ball", "--stage", "synthesize")
-    code, said = run(out.parent / "raw", *again, out=there)
+    code, said = run(out.parent / "raw", *ball, "--stage", "synthesize", out=there)
     assert code == 65
     assert "no PET is predicted" in said

@@ -39,6 +39,8 @@ def runs(tmp_path_factory):
                 "--nprocs",
                 "1",
                 "--skip-bids-validation",
+                "--skull-strip",
+                "skip",
                 "--participant-label",
                 label,
             ],

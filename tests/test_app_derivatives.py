@@ -238,13 +238,15 @@ def test_a_z_scored_t1w_that_is_taken_keeps_the_contrast_of_its_tissue(study, tm
     shown = {}
     for kind, t1w in (("plain", head), ("scored", scored)):
         for suffix, data in (("desc-preproc_T1w", t1w), ("desc-brain_mask", inside)):
-            name, told = f"space-{TEMPLATE}_{suffix}", {"session": "a", "affine": affine}
-            add_derived(tmp_path / kind, "01", "anat", name, data.astype(np.float32), **told)
+            name = f"space-{TEMPLATE}_{suffix}"
+            add_derived(tmp_path / kind, "02", "anat", name, np.float32(data), affine=affine)
         out = tmp_path / f"out_{kind}"
         command = [str(study / "raw"), str(out), "participant", "--sloppy", "--nprocs", "1"]
-        command += ["--omp-nthreads", "1", "--skip-bids-validation", "--participant-label", "01"]
-        main([*command, "--stage", "preprocess", "-d", f"mni={tmp_path / kind}"])
-        stem = f"{out}/sub-01/ses-a/anat/sub-01_ses-a_{GRID}_desc-"
+        command += ["--omp-nthreads", "1", "--skip-bids-validation", "--participant-label", "02"]
+        command += ["--stage", "preprocess", "-d", f"mni={tmp_path / kind}"]
+        assert main(command) == 0
+        assert not COMPUTED & steps_of(out, "sub_02_wf")
+        stem = f"{out}/sub-02/anat/sub-02_{GRID}_desc-"
         values, mask = (nifti.load(f"{stem}{n}.nii.gz").data for n in ("preproc_T1w", "brain_mask"))
         shown[kind] = values[mask > 0]
     assert (shown["scored"] == 0).mean() < 0.05

@@ -35,7 +35,9 @@ logging.getLogger("dipy").setLevel(logging.WARNING)  # it logs each level otherw
 
 BIAS_ITERATIONS, BIAS_TOLERANCE = [50] * 4, 1e-7  # for N4, per level; defaults of ANTs
 BINS = 32  # of the joint histogram for Mattes's mutual information; antsRegistrationSyNQuick's
-SAMPLES = 0.5, 0.25, 0.1  # share of voxels at shrink factors of 4, 2 and 1; our choice
+# Levels of the linear registration to a template: shrink factor, smoothing in voxels, and share of
+# voxels sampled; our choice
+SHRINK, SIGMAS, SAMPLES = (4, 2, 1), (2, 1, 0), (0.5, 0.25, 0.1)
 STEPS, LINE_STEPS = 30, 8  # of conjugate gradients, and per line search; our choice
 LINE = 5.0  # upper limit of a line search, in units of the estimated step
 TOLERANCE, WINDOW = 1e-5, 5  # minimum gain of the metric, and steps over which it is measured
@@ -291,12 +293,28 @@ def _to_affine(rigid: sitk.Euler3DTransform) -> sitk.AffineTransform:
 
 
 def _align_to_template(
-    fixed: sitk.Image, moving: sitk.Image, start: sitk.Euler3DTransform, *, seed: int
+    fixed: sitk.Image, moving: sitk.Image, start: sitk.Euler3DTransform, *, quick: bool, seed: int
 ) -> sitk.AffineTransform:
-    """Align a brain to the template's: rigid at 8 and 4 mm, then affine at 8, 4 and 2 mm."""
-    _align(fixed, moving, start, shrink=(4, 2), sigmas=(2, 1), samples=SAMPLES[:2], seed=seed)
+    """Align a brain to the template's: rigid at 8 and 4 mm, then affine at 8, 4 and 2 mm.
+
+    If ``quick``, the last level of both is left out.
+    """
+
+    def align(transform: sitk.Transform, levels: int) -> None:
+        _align(
+            fixed,
+            moving,
+            transform,
+            shrink=SHRINK[:levels],
+            sigmas=SIGMAS[:levels],
+            samples=SAMPLES[:levels],
+            seed=seed,
+        )
+
+    levels = len(SHRINK) - quick
+    align(start, levels - 1)
     affine = _to_affine(start)
-    _align(fixed, moving, affine, shrink=(4, 2, 1), sigmas=(2, 1, 0), samples=SAMPLES, seed=seed)
+    align(affine, levels)
     return affine
 
 
@@ -319,7 +337,8 @@ def register_to_template(
     prefix : Path
         Folder and beginning of the names of the transforms.
     quick : bool
-        If True, SyN runs at 4 mm with few iterations, for testing only.
+        If True, linear registration ends at 4 mm, and SyN runs at 4 mm with few iterations, for
+        testing only.
     seed : int
         Seed for sampling voxels.
 
@@ -342,7 +361,9 @@ def register_to_template(
     starts = {CENTRE: _match_centres(centre, moving), SEARCH: pose.matrix}
     results = []
     for start in (SEARCH, CENTRE) if pose.is_better else (CENTRE, SEARCH):
-        affine = _align_to_template(fixed, moving, _start(starts[start], centre), seed=seed)
+        affine = _align_to_template(
+            fixed, moving, _start(starts[start], centre), quick=quick, seed=seed
+        )
         ahead = search.score(_matrix_of(affine)) - pose.score
         results.append((ahead, affine, start))
         if ahead >= AHEAD:

@@ -28,8 +28,8 @@ JUDGE_T1W_SECONDS, JUDGE_PET_SECONDS = 1.0, 2.0
 ON_GRID_SECONDS = 5.0  # per image at 1 mm: resampling, synthesis, regions
 SUBJECT_REPORT_SECONDS = 4.0
 PARTICIPANT_MEMORY = 1.3  # GiB, for the largest step, brain extraction
-# With --sloppy: brain extraction 4 s, bias field 3 s, T1w to template 8 s, PET to T1w 3 s
-QUICK = 0.33  # share of these seconds that is left
+# With --sloppy: brain extraction 4 s, bias field 3 s, T1w to template 4 s, PET to T1w 3 s
+QUICK = 0.25  # share of these seconds that is left
 TRANSFORMS_GB, QUICK_TRANSFORMS_GB = 0.014, 0.0016  # in OUT, per visit, whatever the grid
 T1W_VOXELS = 197 * 233 * 189  # in the T1w for which the next numbers hold; 1 mm
 # In OUT, on the T1w's own grid: T1w and mask; synthetic PET; PET, and what else each PET adds

@@ -338,8 +338,8 @@ def _describe_t1w(t1w: Derived, visit: Visit, template: str) -> str:
     is_of_session = visit.session is None or f"_ses-{visit.session}_" in t1w.image.name
     app = t1w.app if is_of_session else f"{t1w.app}, which made one T1w from all sessions"
     if t1w.in_template:
-        mask = "" if t1w.brain_mask is None else " and its brain mask"
-        return f"T1w in MNI space{mask} is taken from {app}, and is not registered again"
+        mask = " is" if t1w.brain_mask is None else " and its brain mask are"
+        return f"T1w in MNI space{mask} taken from {app}, and not registered again"
     if t1w.forward is not None:
         return f"T1w, brain mask and transforms to {template} are taken from {app}"
     templates = [name for name in t1w.templates if name != template]
