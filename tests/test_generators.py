@@ -18,7 +18,7 @@ from bids_app.generators import (
 from bids_app.imaging.volume import Grid, grid_of_box
 from bids_app.settings import Settings
 from bids_app.synthesis.card import CARD, REFERENCE, UNCERTAINTY, WEIGHTS, Card
-from bids_app.synthesis.inference import save_generator
+from bids_app.synthesis.inference import load_generator, save_generator
 from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.models import MODELS
 from bids_app.synthesis.reference import read_reference
@@ -83,6 +83,12 @@ def test_a_generator_that_does_not_fit_is_refused_before_anything_is_run(out):
     (out / "generators" / "mine" / WEIGHTS).write_bytes(b"other")
     with pytest.raises(UnusableDataError, match="SHA-256"):
         choose_generator("mine", out, GRID, "T", sloppy=False)
+
+
+@pytest.mark.parametrize("name", ["default", "sloppy"])
+def test_what_is_shipped_predicts_pet_of_the_mean_that_real_pet_has(name):
+    model, card = load_generator(generators.SHIPPED / name, "cpu")
+    assert float(model.brain_mean) * card.pet_times_mean == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize(("sloppy", "resolution"), [(False, 1.0), (True, 4.0)])

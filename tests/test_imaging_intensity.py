@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from bids_app.imaging.intensity import average_frames, match_quantiles, scale_to_unit, smooth
+from bids_app.imaging.intensity import (
+    average_frames,
+    match_quantiles,
+    raise_above_zero,
+    scale_to_unit,
+    smooth,
+)
 from bids_app.imaging.similarity import (
     dice,
     measure,
@@ -365,3 +371,11 @@ def test_each_cube_has_the_mean_of_its_voxels(shape, sides, seed):
 )
 def test_cubes_are_as_near_8_mm_as_voxels_allow(zoom, side):
     assert cube_sides(8.0, (zoom, 1.0, 4.0)) == (side, 8, 2)
+
+
+def test_a_negative_fill_value_in_the_brain_mask_shifts_no_tissue(rng):
+    t1w = rng.uniform(50, 1000, (20, 20, 20)).astype(np.float32)
+    t1w[:10] = -1024
+    brain = np.zeros(t1w.shape, bool)
+    brain[9:] = True  # an extracted brain seldom ends exactly where the fill value begins
+    np.testing.assert_array_equal(raise_above_zero(t1w, brain), np.maximum(t1w, 0))

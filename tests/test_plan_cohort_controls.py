@@ -227,6 +227,29 @@ def test_a_failed_registration_is_not_learned_from_and_a_doubtful_one_is_told_of
     )
 
 
+def test_a_pet_that_fits_its_t1w_far_worse_than_the_others_do_is_told_of(out, rng):
+    def give(fits):
+        for control, fit in zip(choose(out).controls, fits, strict=True):
+            sidecar = sidecar_path(control.pet)
+            told = {"Verdict": "pass", "CorrelationWithExpectedUptake": fit}
+            write_json(sidecar, {**read_json(sidecar), "Registration": told})
+        return choose(out)
+
+    assert not give([0.9, 0.9, 0.5]).notes  # which of three is right cannot be told
+    tell(out, dict.fromkeys(("01", "02", "03", "04"), "control"))
+    write_control(out, "04", rng)
+    assert not give([0.9, 0.91, 0.82, 0.89]).notes
+    controls = give([0.9, 0.91, 0.55, 0.89])
+    pet = controls.controls[2].pet.name
+    assert labels(controls) == ["01", "02", "03", "04"]
+    assert controls.notes == (
+        f"sub-03: {pet} is used, but fits its T1w worse than those of the others (correlation with "
+        "the uptake expected from the T1w 0.55, median 0.90); look at whether it is of the same "
+        "person, and at its registration",
+    )
+    assert not give([0.9, 0.7, 0.55, 0.8]).notes  # they differ anyway
+
+
 def test_where_all_registrations_failed_there_is_nothing_to_use(out):
     for control in choose(out).controls:
         judge(control.visit.t1w, "fail", "upside down")

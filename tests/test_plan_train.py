@@ -12,6 +12,7 @@ from bids_app.derivatives.find import Preprocessed, find_preprocessed
 from bids_app.derivatives.paths import entities_of, sidecar_path
 from bids_app.errors import MissingInputError, UnusableDataError, UsageError
 from bids_app.files import write_json
+from bids_app.imaging.volume import Grid
 from bids_app.interfaces.training import PublishGenerator
 from bids_app.plan import train as planning
 from bids_app.plan.study import Study, seed_of
@@ -144,6 +145,17 @@ def test_a_row_goes_on_from_what_is_built_alike(study, initial, row, words):
     with pytest.raises(UsageError, match="--init before: cannot start row: ") as refusal:
         choose_initial("before", here, {"row": row}, ["01"], sloppy=False)
     assert words in f"{refusal.value}"
+
+
+def test_a_tissue_model_initialises_on_any_grid_of_its_template(study):
+    here, put = study
+    put(TISSUE_SPEC)
+    put(SMALL, name="network")
+    other = replace(here, grid=Grid((9, 9, 9), GRID.affine))
+    for row in (TISSUE_SPEC, SEEING):
+        choose_initial("before", other, {"row": row}, ["02"], sloppy=False)
+    with pytest.raises(UnusableDataError, match=r"its card says .* or another generator"):
+        choose_initial("network", other, {"row": SMALL}, ["02"], sloppy=False)
 
 
 def test_nobody_is_left_out_whom_the_initial_generator_has_seen(study):

@@ -12,6 +12,7 @@ from trainings import small
 from bids_app.errors import Mri2petError, ReadWriteError, UnusableDataError
 from bids_app.files import read_tsv
 from bids_app.imaging.similarity import ssim
+from bids_app.imaging.volume import Grid
 from bids_app.synthesis import job as jobs
 from bids_app.synthesis.card import Card
 from bids_app.synthesis.checkpoint import save_checkpoint
@@ -23,6 +24,7 @@ from bids_app.synthesis.job import (
     HISTORY,
     KEPT,
     Job,
+    fit_tissue,
     launch_job,
     make_fabric,
     mean_ssim,
@@ -31,7 +33,7 @@ from bids_app.synthesis.models import TissueSpec
 from bids_app.synthesis.networks import NEAREST
 from bids_app.synthesis.pairs import open_volumes
 from bids_app.synthesis.tiling import CubicPatches, SliceTriplets
-from bids_app.synthesis.tissue import fit_tissue_model
+from bids_app.synthesis.tissue import fit_tissue_model, resample_tissue_model
 from bids_app.synthesis.training import Training
 
 pytestmark = pytest.mark.slow
@@ -213,6 +215,22 @@ def initial(start, tmp_path):
         return tmp_path / "initial", weights.state_dict()
 
     return make
+
+
+def test_a_tissue_model_starts_from_one_of_another_grid(visits, tmp_path):
+    training = [open_volumes(folder) for folder in visits]
+    affine = np.array(training[0].owner.affine)
+    fine = Grid((52, 50, 48), affine @ np.diag([0.5, 0.5, 0.5, 1.0]))
+    before = resample_tissue_model(fit_tissue_model(CONDITION, training), affine, fine)
+    rows = tuple(tuple(row) for row in fine.affine.tolist())
+    card = Card("g", "0", before.spec, "T", fine.shape, rows, "", "", "", (), "none", 0)
+    save_generator(before, card, tmp_path / "initial")
+    fit_tissue("1", CONDITION, visits[:2], [], fwhm=0.0, out=tmp_path, initial=tmp_path / "initial")
+    kept = load_weights(tmp_path / KEPT, CONDITION, "cpu").coefficients
+    coarse = Grid((26, 25, 24), affine)
+    initial = resample_tissue_model(before, fine.affine, coarse)
+    assert torch.equal(kept, fit_tissue_model(CONDITION, training[:2], initial).coefficients)
+    assert not torch.equal(kept, fit_tissue_model(CONDITION, training[:2]).coefficients)
 
 
 @pytest.mark.parametrize("condition", [None, CONDITION], ids=["plain", "conditioned"])

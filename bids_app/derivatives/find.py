@@ -20,7 +20,7 @@ from bids_app.derivatives.sidecars import OF_T1W, Derivative, read_derivative
 from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
 from bids_app.files import file_sha256, locked, object_at, read_json, write_json
 from bids_app.imaging.coverage import COMPLETE, describe_missing
-from bids_app.imaging.verdict import DOUBT, VERDICTS, reasons_of, verdict_of
+from bids_app.imaging.verdict import DOUBT, UPTAKE, VERDICTS, reasons_of, verdict_of
 from bids_app.nifti import inspect
 from bids_app.strict import is_number
 
@@ -237,6 +237,25 @@ def verdict_of_image(image: Path) -> tuple[str, str]:
         odd = f'its sidecar says "{verdict}", which is not one of {", ".join(VERDICTS)}'
         verdict, reasons = DOUBT, [odd, *reasons]
     return verdict or "", "; ".join(reasons)
+
+
+def fit_of_image(pet: Path) -> float | None:
+    """Read the correlation of a real PET with the uptake expected from the tissues of its T1w.
+
+    Returns
+    -------
+    float or None
+        None if it is not in the sidecar, as in those of versions before 0.2.
+
+    Raises
+    ------
+    ReadWriteError, UnusableDataError
+        If there is a sidecar but it cannot be read.
+    """
+    sidecar = sidecar_path(pet)
+    metadata = read_json(sidecar) if sidecar.is_file() else {}
+    value = object_at(metadata, "Registration").get(UPTAKE)
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _labels(folder: Path, prefix: str) -> list[str]:

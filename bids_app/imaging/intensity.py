@@ -225,6 +225,7 @@ def subtract_floor(volume: Volume) -> tuple[Volume, float]:
     return volume - np.float32(floor), floor
 
 
+FILL = 0.05  # share of voxels with the least value, above which it is a fill value; our choice
 LEAST = 0.1  # percentile of the brain raised to 0 if it is negative; our choice, as in winsorize
 
 
@@ -244,7 +245,7 @@ def raise_above_zero(volume: Volume, brain: Mask) -> Volume:
     -------
     ndarray, (I, J, K)
         float32, not negative: intensities that are still negative, such as a fill value of the
-        air, become 0.
+        air, become 0. A fill value does not count where the mask includes some of it.
 
     Examples
     --------
@@ -254,7 +255,9 @@ def raise_above_zero(volume: Volume, brain: Mask) -> Volume:
     """
     if volume.min() >= 0:
         return volume
-    least = float(np.percentile(volume[brain], LEAST))
+    filled = volume == volume.min()
+    values = volume[brain & ~filled] if filled.mean() > FILL else volume[brain]
+    least = float(np.percentile(values, LEAST)) if values.size else 0.0
     return np.maximum(volume - min(least, 0.0), 0).astype(np.float32)
 
 

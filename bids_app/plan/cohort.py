@@ -6,12 +6,15 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from bids_app.dataset.participants import read_participants
 from bids_app.derivatives.description import ANEW, compare_versions, dataset_names, version_of
 from bids_app.derivatives.find import (
     Preprocessed,
     describe_coverage,
     find_preprocessed,
+    fit_of_image,
     is_left_over,
     times_mean_of_image,
     verdict_of_image,
@@ -36,6 +39,11 @@ from bids_app.workflows.training import StoredImage
 
 MISSING, UNUSABLE = MissingInputError.exit_code, UnusableDataError.exit_code
 ABSENT = "no T1w on this grid"
+# Robust z-score beyond which a value is an outlier: Iglewicz and Hoaglin (1993), How to detect and
+# handle outliers; and the ratio of SD to median absolute deviation for a Gaussian
+FAR, NORMAL = 3.5, 1.4826
+LEAST_SPREAD = 0.03  # SD of a correlation, because few images may agree by chance; our choice
+FEWEST_FITS = 4  # PETs that can show an outlier; our choice
 NOBODY = "no control is left after all selections; correct --control-query or the labels"
 
 
@@ -169,7 +177,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     return Subjects(
         tuple(chosen),
         (),
-        (*warnings, *_describe_verdicts(chosen), *remarks, *notes),
+        (*warnings, *_describe_verdicts(chosen), *_describe_misfits(chosen), *remarks, *notes),
         (*unknown, *problems),
     )
 
@@ -217,13 +225,14 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     warnings = compare_versions(_versions(used), version, advice=ANEW)
     _refuse_mixed_scales(used)
     warnings += [*_describe_gaps(used), *_describe_namesakes(used, settings)]
+    warnings += [*_describe_verdicts(used), *_describe_misfits(used)]
     unknown, remarks = _unmatched(settings, patient_labels, control_labels)
     queries = [settings.patient_query, *([settings.control_query] if controls else [])]
     remarks += [*describe_unknown_columns(settings.output_dir, queries), *_describe_stale(settings)]
     return Subjects(
         tuple(chosen),
         tuple(patients),
-        (*warnings, *_describe_verdicts(used), *remarks, *control_notes, *notes),
+        (*warnings, *remarks, *control_notes, *notes),
         (*unknown, *control_problems, *problems),
     )
 
@@ -361,6 +370,28 @@ def _describe_verdicts(used: Sequence[Participant]) -> list[str]:
             "trusted, because an earlier version of mri2pet made them; look at the reports"
         )
     return notes
+
+
+def _describe_misfits(used: Sequence[Participant]) -> list[str]:
+    """Describe real PETs that fit their T1w far worse than those of most others do.
+
+    The PET of another person often passes the verdict on its registration
+    (docs/results/robustness.md).
+    """
+    owners = {subject.pet: subject for subject in used if subject.pet is not None}
+    fits = {pet: fit for pet in owners if (fit := fit_of_image(pet)) is not None}
+    if len(fits) < FEWEST_FITS:
+        return []
+    values = np.array([*fits.values()])
+    middle = float(np.median(values))
+    spread = max(NORMAL * float(np.median(np.abs(values - middle))), LEAST_SPREAD)
+    return [
+        f"{label_of(owners[pet].visit)}: {pet.name} is used, but fits its T1w worse than those of "
+        f"the others (correlation with the uptake expected from the T1w {fit:.2f}, median "
+        f"{middle:.2f}); look at whether it is of the same person, and at its registration"
+        for pet, fit in fits.items()
+        if fit < middle - FAR * spread
+    ]
 
 
 def _refuse_mixed_scales(used: Sequence[Participant]) -> None:

@@ -17,7 +17,7 @@ from bids_app.errors import ReadWriteError, UnusableDataError, UsageError, name_
 from bids_app.files import read_json
 from bids_app.generators import CROSSVALIDATION, GeneratorChoice, find_generator, has_seen
 from bids_app.plan.study import Study, seed_of
-from bids_app.synthesis.card import Card, card_values, check_grid, check_weights, read_card
+from bids_app.synthesis.card import Card, card_values, check_space, check_weights, read_card
 from bids_app.synthesis.evaluation import (
     BASELINES,
     ROWS,
@@ -181,7 +181,7 @@ def choose_initial(
     folder = find_generator(name, study.output_dir, sloppy=sloppy, flag="--init")
     card = read_card(folder)
     check_weights(folder, card)
-    check_grid(card, study.grid, study.space.template)
+    check_space(card, study.grid, study.space.template)
     for row, spec in specs.items():
         other = _difference(card.spec, spec)
         if other:

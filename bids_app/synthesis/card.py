@@ -346,7 +346,7 @@ def check_grid(card: Card, grid: Grid, template: str) -> None:
         raise UnusableDataError(
             f"generator {card.name}: its card says {_describe(card.template, card.shape)}, the run "
             f"wants {_describe(template, grid.shape)}; choose its --template, --bounding-box and "
-            "--resolution, or another --generator"
+            "--resolution, or another generator"
         )
 
 

@@ -21,15 +21,17 @@ from torch import nn
 from bids_app.errors import Mri2petError, ReadWriteError, UnusableDataError
 from bids_app.files import replacing, write_tsv
 from bids_app.imaging import similarity
+from bids_app.imaging.volume import Grid
 from bids_app.lifeline import die_with_parent
 from bids_app.nifti import open_arrays, store_arrays
+from bids_app.synthesis.card import is_own_grid
 from bids_app.synthesis.checkpoint import restore_checkpoint, save_checkpoint
 from bids_app.synthesis.evaluation import smooth_in_brain
 from bids_app.synthesis.inference import load_generator, predict
 from bids_app.synthesis.models import ModelSpec, Spec, TissueSpec
 from bids_app.synthesis.networks import ConditionedGenerator, has_bfloat16, network_of
 from bids_app.synthesis.pairs import Volumes, open_volumes, usable_pairs
-from bids_app.synthesis.tissue import TissueModel, fit_tissue_model
+from bids_app.synthesis.tissue import TissueModel, fit_tissue_model, resample_tissue_model
 from bids_app.synthesis.training import Fit, Training, resume_training
 
 if TYPE_CHECKING:
@@ -234,14 +236,25 @@ def _fitted(
     UnusableDataError
         If there are too few participants, or a T1w does not show three tissues.
     """
-    generator = None if initial is None else load_generator(initial, "cpu")[0]
-    tissue = generator.tissue if isinstance(generator, ConditionedGenerator) else generator
-    initial_tissue = tissue if isinstance(tissue, TissueModel) else None
     try:
         visits = [open_volumes(folder) for folder in training]
+        initial_tissue = None if initial is None else _tissue_of(initial, visits[0])
         return fit_tissue_model(spec, visits, initial_tissue, times_mean=times_mean)
     except ValueError as error:
         raise UnusableDataError(f"tissue model of fold {name}: {error}") from error
+
+
+def _tissue_of(folder: Path, visit: Volumes) -> TissueModel | None:
+    """Load the tissue model of a generator, if it has one, on the grid of a visit."""
+    generator, card = load_generator(folder, "cpu")
+    tissue = generator.tissue if isinstance(generator, ConditionedGenerator) else generator
+    if not isinstance(tissue, TissueModel):
+        return None
+    i, j, k = visit.t1w.shape
+    grid = Grid((i, j, k), np.array(visit.owner.affine))
+    if is_own_grid(card, grid):
+        return tissue
+    return resample_tissue_model(tissue, np.array(card.affine), grid)
 
 
 def fit_tissue(

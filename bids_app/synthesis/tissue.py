@@ -29,7 +29,7 @@ from bids_app.imaging.volume import (
     spread_cubes,
     zooms_of,
 )
-from bids_app.synthesis.models import FEWEST, TissueSpec
+from bids_app.synthesis.models import CUBE, FEWEST, TissueSpec
 from bids_app.synthesis.pairs import Volumes
 
 PSF_FWHM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # mm; candidates; PET scanners have 4 to 8
@@ -108,11 +108,10 @@ def resample_tissue_model(model: TissueModel, affine: Affine, grid: Grid) -> Tis
     Returns
     -------
     TissueModel
-        Model whose cubes have about the same edges in mm.
+        Model with the cubes of one that is fitted on that grid.
     """
     zooms, old_zooms = zooms_of(grid.affine), np.array(zooms_of(affine))
-    edges = np.array(model.spec.sides) * old_zooms
-    sides = cube_sides(float(edges.min()), zooms)
+    sides = cube_sides(CUBE, zooms)
     spec = TissueSpec(sides, count_cubes(grid.shape, sides))
     steps = np.linalg.inv(_centres(affine, model.spec.sides)) @ _centres(grid.affine, sides)
     carried = TissueModel(spec)
