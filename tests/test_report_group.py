@@ -551,6 +551,16 @@ def test_a_detector_of_an_earlier_run_is_told_and_not_shown(cohort):
     assert (
         own.count("This map is from an earlier run of the group level, not from the last one.") == 2
     )
+    assert re.findall(r"<option>(.*?)</option>", own) == ["OC-SVM"]  # the viewer has no older map
+    assert own.rindex("<h3>OC-SVM, training set real") < own.index("<h3>z score, training set real")
+
+
+def test_a_patient_who_was_a_control_in_an_earlier_run_is_a_patient(cohort):
+    (sidecar,) = cohort.out.glob(f"sub-P1/pet/*space-{T}*_desc-zscore_statmap.json")
+    change(sidecar, Fold=1)
+    assert section_of(cohort.out, "P1", (T,))["control"]
+    cohort.record(without=("stat-t_desc-zscore",))
+    assert not section_of(cohort.out, "P1", (T,))["control"]
 
 
 def test_a_control_that_is_no_longer_one_is_not_taken_for_a_patient(cohort):
