@@ -59,6 +59,7 @@ from bids_app.report.charts import (
     draw_responses,
     follow,
     name_of,
+    tally_of,
 )
 from bids_app.report.figures import AXIS_OF
 from bids_app.report.findings import leading_first
@@ -395,6 +396,16 @@ def test_equal_to_the_highest_control_is_not_above_it(made):
     beyond = replace(one, patients={"a": top, "b": top + 1e-6, "c": 0.0}).beyond
     assert beyond == ["b"]
     assert replace(one, controls={}).beyond == []
+
+
+def test_visits_are_counted_as_visits_if_a_patient_has_several(made):
+    detected = find_detected(made.out)
+    assert tally_of(calibrations_of(detected)[0]) == "2 of 2"
+    again = [replace(one, session="2") for one in detected.maps if one.participant == "P1"]
+    calibrations = calibrations_of(replace(detected, maps=[*detected.maps, *again]))
+    assert tally_of(calibrations[0]) == "2 of 3 visits"  # the third has no cluster
+    chart = draw_calibration(calibrations, SETS)
+    assert ">2 of 3 visits of patients above all 2 controls</text>" in chart.svg
 
 
 def test_every_person_is_a_dot_on_the_axis_of_its_detector(made):
