@@ -551,12 +551,22 @@ def _read_config(path: Path) -> argparse.Namespace:
     for name, value in table.items():
         parser = _options()
         parser.source = f"{path}, line {_line_of(name, text)}"
-        action = parser._option_string_actions.get("--" + name.replace("_", "-"))
-        is_switch = action is not None and action.nargs == 0 and action.dest != "verbose"
-        if is_switch and not isinstance(value, bool):
-            raise UsageError(f"{parser.source}: {name} is neither true nor false; correct it")
+        _refuse_form(parser, name, value)
         parser.parse_args(_option(path, name, value), arguments)
     return arguments
+
+
+def _refuse_form(parser: Parser, name: str, value: object) -> None:
+    """Refuse a value of another form than its option has, before it is read as text."""
+    action = parser._option_string_actions.get("--" + name.replace("_", "-"))
+    if action is None:
+        return
+    if action.dest == "config_file":
+        raise UsageError(f"{parser.source}: {name} cannot name a second file; copy its lines here")
+    if action.nargs == 0 and action.dest != "verbose" and not isinstance(value, bool):
+        raise UsageError(f"{parser.source}: {name} is neither true nor false; correct it")
+    if action.nargs is None and isinstance(value, list):
+        raise UsageError(f"{parser.source}: {name} has one value, not a list; correct it")
 
 
 def _line_of(name: str, text: str) -> int:

@@ -12,13 +12,14 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
+from bids_app.errors import CannotCreateError, MissingInputError, ReadWriteError, UnusableDataError
 
 Json = dict[str, Any]  # a JSON object; its users check its content
 PARTIAL = re.compile(r"\.[0-9a-f]{32}\.")  # names of files that are being written
@@ -386,3 +387,23 @@ def remove_partials(folder: Path, *, below: bool = False) -> None:
             with suppress(OSError), path.open("rb") as partial:
                 fcntl.flock(partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Check that a folder, or its nearest existing parent, can be written to.
+
+    Raises
+    ------
+    CannotCreateError
+        If it cannot.
+    """
+    try:
+        existing = next(
+            place for place in (folder, *folder.parents) if place.is_symlink() or place.exists()
+        )
+        with tempfile.TemporaryFile(dir=existing) as file:  # nameless on most file systems
+            file.write(b"mri2pet")
+    except OSError as error:
+        raise CannotCreateError(
+            f"{folder}: cannot be written to ({error.strerror}); choose another folder"
+        ) from error

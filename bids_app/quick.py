@@ -31,6 +31,7 @@ from bids_app.files import (
     copy_file,
     place_in,
     read_json,
+    refuse_unwritable,
     remove_partials,
     replacing,
     write_json,
@@ -282,6 +283,7 @@ def _run(argv: Sequence[str]) -> int:
     label = next(iter(settings.participant_label), label_of(t1w))
     _refuse_place(out, (t1w, *pets))
     _refuse_headers(t1w, pets, settings.assume_orientation)
+    refuse_unwritable(out)
     if settings.dry_run:
         images = " and ".join(map(str, (t1w, *pets)))
         sys.stdout.write(

@@ -626,7 +626,7 @@ def test_a_report_is_about_what_its_run_has_scored(out, tmp_path):
 @pytest.mark.parametrize(
     ("wanted", "told"),
     [
-        (("zscore",), "holds ocsvm and pseudonormal of an earlier run, which this run will remove"),
+        (("zscore",), "this run removes what an earlier run has left there (ocsvm, pseudonormal)"),
         (("zscore", "ocsvm", "pseudonormal"), None),
     ],
 )

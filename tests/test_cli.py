@@ -223,6 +223,18 @@ def test_a_switch_in_a_file_of_settings_is_true_or_false(tmp_path, line):
 
 
 @pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("nprocs = [1, 2]", "nprocs has one value, not a list"),
+        ('config_file = "other.toml"', "config_file cannot name a second file"),
+    ],
+)
+def test_a_value_of_another_form_in_a_file_of_settings_is_named(tmp_path, line, told):
+    with pytest.raises(UsageError, match=rf"run\.toml, line 2: {told}"):
+        parse(*config(tmp_path, f"sloppy = true\n{line}"))
+
+
+@pytest.mark.parametrize(
     ("typed", "told"),
     [("--mem-gb 8G", "'8G' is not a number"), ("--nprocs 1.5", "'1.5' is not a whole number")],
 )

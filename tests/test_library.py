@@ -263,10 +263,11 @@ def halve(in_file):
 
 @pytest.mark.slow
 @pytest.mark.itk
-def test_workflows_run_inside_of_somebody_elses(tmp_path):
+def test_workflows_run_inside_of_somebody_elses(tmp_path, monkeypatch):
     """They are built before the image exists, and connected only by their inputs and outputs."""
+    monkeypatch.chdir(tmp_path)
     mine = mri2pet.init_participant_wf(
-        template_dir=tmp_path / "template", resolution=4, quick=True, skull_strip="skip"
+        template_dir="template", resolution=4, quick=True, skull_strip="skip"
     )
     first = Node(IdentityInterface(["raw"]), name="first")
     half = Node(Function(["in_file"], ["out"], halve), name="half")

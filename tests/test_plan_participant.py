@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bids_app import nifti
 from bids_app.derivatives.find import SourceDigests, fingerprint
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.sidecars import Space
@@ -16,6 +17,7 @@ from bids_app.imaging.volume import Grid
 from bids_app.plan import participant
 from bids_app.plan.participant import (
     ParticipantPlan,
+    _check_pet,
     _synthesis_plan,
     init_visit_wf,
     is_done,
@@ -405,3 +407,14 @@ def test_synthesis_from_an_image_without_its_sidecar_says_what_makes_it_again(
     error = ReadWriteError if left is None else UnusableDataError
     with pytest.raises(error, match=rf"{image.name} may be .*--stage preprocess for sub-01 again"):
         refuse_unprepared(plan, later)
+
+
+def test_a_pet_that_mri2pet_has_predicted_is_no_measured_one(tmp_path):
+    path = tmp_path / "sub-01_trc-18FFDG_pet.nii"
+    image = nifti.Image(np.ones((40, 40, 40), np.float32), np.diag([4.0, 4, 4, 1]))
+    nifti.save(image, path, description=nifti.SYNTHETIC_PET)
+    pet = Scan(path, "01", None, (("sub", "01"), ("trc", "18FFDG")))
+    with pytest.raises(UnusableDataError, match="predicted, not measured; give the acquired PET"):
+        _check_pet(pet, (), "")
+    nifti.save(image, path)
+    assert _check_pet(pet, (), "").shape == (40, 40, 40)

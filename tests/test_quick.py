@@ -87,6 +87,7 @@ def test_people_of_earlier_calls_stay_and_a_pet_that_is_not_given_again_goes(fil
         (["{mine}/pet.nii", "{mine}/out", "--participant-label", "pet", "2"], 64, "one label"),
         (["{mine}/own/sourcedata/sub-1_T1w.nii", "{mine}/own"], 64, "participant instead"),
         (["{mine}/pet.nii", "{mine}/out", "--slopy"], 64, "did you mean --sloppy?"),
+        (["{mine}/pet.nii", "/proc/out"], 73, "/proc/out: cannot be written to"),
     ],
 )
 def test_what_cannot_be_used_is_answered_in_one_sentence(

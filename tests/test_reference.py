@@ -3,6 +3,7 @@
 import doctest
 import importlib.util
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from bids_app.derivatives.description import DESCRIPTIONS
 from bids_app.derivatives.paths import PetPaths, VisitPaths
 from bids_app.derivatives.sidecars import DICTIONARIES, read_dictionary
 from bids_app.lifeline import CODE_OF_SIGNAL, STOPPING
+from bids_app.settings import LEVELS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PROGRAMS = (cli, quick, simulate, importing, fetch)
@@ -136,3 +138,34 @@ def test_every_label_and_every_column_is_on_the_page():
         columns = read_dictionary(dictionary.stem)
         tables = re.findall(r"(?:^\| `.+\n)+", told, re.MULTILINE)
         assert any(all(f"| `{name}` |" in one for name in columns) for one in tables), dictionary
+
+
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+CALL = re.compile(r"(?:.*[\s/])?(mri2pet(?:-[a-z]+)?)(?:\.sif)? ([^[{>]+)")
+OTHERS = re.compile(r"apptainer (build|test)|datalad|docker build|git clone")
+
+
+def commands_in(text):
+    """List the calls of our programs in a page; those with [ or { are only about usage."""
+    lines = re.findall(r"^ {4}(\S.*)$", text.replace("\\\n", " "), re.MULTILINE)
+    lines += [" ".join(code.split()) for code in re.findall(r"`(mri2pet[^`]+)`", text)]
+    lines = [re.sub(r"\$\{.*?\}", "semi3d-gan", line).partition("#")[0] for line in lines]
+    lines = [re.sub('--wrap "(.*)"', r"\1", line).strip() for line in lines]
+    lines = [line.replace("--entrypoint mri2pet-fetch mri2pet", "mri2pet-fetch") for line in lines]
+    calls = [CALL.fullmatch(line) for line in lines if not OTHERS.search(line)]
+    called = [(call[1], shlex.split(call[2])) for call in calls if call]
+    return [(name, words) for name, words in called if words[0][0] != "-" or "fetch" in name]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.relative_to(DOCS.parent)}")
+def test_command_lines_are_understood(path):
+    programs = {program.build_parser().prog: program.build_parser() for program in PROGRAMS}
+    for name, words in commands_in(path.read_text(encoding="utf-8")):
+        first = next((i for i, word in enumerate(words) if word[0] == "-"), len(words))
+        paths = ["BIDS", "OUT", "participant"] if words[0] == "quick" else words[:first]
+        told = programs[name].parse_args([*paths, *words[first:]])
+        assert getattr(told, "level", "group") in LEVELS, words
+
+
+def test_command_lines_are_found():
+    assert sum(len(commands_in(path.read_text(encoding="utf-8"))) for path in PAGES) > 50

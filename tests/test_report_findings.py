@@ -17,6 +17,7 @@ from bids_app.derivatives.detections import find_anomalies
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.detectors import DETECTORS, LEADING
 from bids_app.files import read_tsv, write_json, write_tsv
+from bids_app.report import participant
 from bids_app.report.findings import _count_controls, findings_of
 
 
@@ -56,14 +57,18 @@ def test_findings_come_first_and_quality_after(made):
     assert "Detection of anomalies" in page
 
 
-def test_warnings_of_quality_control_are_announced_before_the_findings(cohort):
+def test_warnings_of_quality_control_are_announced_before_the_findings(cohort, monkeypatch):
     told = "Read the warnings of quality control"
     assert told not in section(cohort.write_subject("P1"))
     path = cohort.out / f"sub-P1/anat/sub-P1_space-{T}_desc-preproc_T1w.json"
     write_json(path, {"Registration": {"Verdict": "doubt", "VerdictReasons": ["It is far."]}})
     text = section(cohort.write_subject("P1"))
     assert text.count(told) == 1
-    assert text.index(told) < text.index("1. ")
+    assert text.index("The strongest cluster") < text.index(told) < text.index("1. ")
+    monkeypatch.setattr(participant, "findings_of", lambda *given: 2 * findings_of(*given))
+    text = section(cohort.write_subject("P1"))
+    assert text.count(told) == 1  # for all PET, not for the first alone
+    assert text.index(told) < text.index("The strongest cluster")
 
 
 def test_a_control_and_someone_without_maps_have_no_findings(made, cohort):

@@ -59,6 +59,7 @@ from bids_app.report.charts import (
     draw_responses,
     follow,
     name_of,
+    tally_of,
 )
 from bids_app.report.figures import AXIS_OF
 from bids_app.report.findings import leading_first
@@ -397,6 +398,16 @@ def test_equal_to_the_highest_control_is_not_above_it(made):
     assert replace(one, controls={}).beyond == []
 
 
+def test_visits_are_counted_as_visits_if_a_patient_has_several(made):
+    detected = find_detected(made.out)
+    assert tally_of(calibrations_of(detected)[0]) == "2 of 2"
+    again = [replace(one, session="2") for one in detected.maps if one.participant == "P1"]
+    calibrations = calibrations_of(replace(detected, maps=[*detected.maps, *again]))
+    assert tally_of(calibrations[0]) == "2 of 3 visits"  # the third has no cluster
+    chart = draw_calibration(calibrations, SETS)
+    assert ">2 of 3 visits of patients above all 2 controls</text>" in chart.svg
+
+
 def test_every_person_is_a_dot_on_the_axis_of_its_detector(made):
     calibrations = calibrations_of(find_detected(made.out))
     chart = draw_calibration(calibrations, SETS)
@@ -551,6 +562,16 @@ def test_a_detector_of_an_earlier_run_is_told_and_not_shown(cohort):
     assert (
         own.count("This map is from an earlier run of the group level, not from the last one.") == 2
     )
+    assert re.findall(r"<option>(.*?)</option>", own) == ["OC-SVM"]  # the viewer has no older map
+    assert own.rindex("<h3>OC-SVM, training set real") < own.index("<h3>z score, training set real")
+
+
+def test_a_patient_who_was_a_control_in_an_earlier_run_is_a_patient(cohort):
+    (sidecar,) = cohort.out.glob(f"sub-P1/pet/*space-{T}*_desc-zscore_statmap.json")
+    change(sidecar, Fold=1)
+    assert section_of(cohort.out, "P1", (T,))["control"]
+    cohort.record(without=("stat-t_desc-zscore",))
+    assert not section_of(cohort.out, "P1", (T,))["control"]
 
 
 def test_a_control_that_is_no_longer_one_is_not_taken_for_a_patient(cohort):

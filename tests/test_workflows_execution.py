@@ -32,6 +32,7 @@ from bids_app.resources import Resources
 from bids_app.workflows.execution import (
     SeparatedMultiProcPlugin,
     _Dependencies,
+    _read_crash,
     label_nodes,
     run_graph,
 )
@@ -340,6 +341,13 @@ def test_a_full_disk_is_said_in_a_sentence(run, monkeypatch):
     run.node(Note, "full")
     (crash,) = run.go(plugin={"plugin": "Linear"})  # in this process, where the patch applies
     assert crash.sentence.startswith("No space left on device")
+    assert crash.exit_code == ReadWriteError.exit_code
+
+
+def test_an_empty_traceback_says_that_the_disk_is_full(tmp_path):
+    (tmp_path / "crash-node.txt").touch()
+    crash = _read_crash(tmp_path / "crash-node.txt", {})
+    assert crash.sentence.startswith("No space left on device; free some space")
     assert crash.exit_code == ReadWriteError.exit_code
 
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -28,14 +27,8 @@ from bids_app.derivatives.description import (
 from bids_app.derivatives.find import SourceDigests
 from bids_app.derivatives.sidecars import Space
 from bids_app.derivatives.tables import describe_largest, note_resources
-from bids_app.errors import (
-    CannotCreateError,
-    MissingInputError,
-    ReadWriteError,
-    UnusableDataError,
-    UsageError,
-)
-from bids_app.files import place_in, read_text, remove_partials
+from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
+from bids_app.files import place_in, read_text, refuse_unwritable, remove_partials
 from bids_app.generators import GeneratorChoice, Options, choose_generator
 from bids_app.imaging.intensity import PERCENTILE, TIMES_MEAN
 from bids_app.plan.estimate import Estimate, describe_estimate, find_shortages
@@ -95,7 +88,7 @@ def refuse_places(settings: Settings) -> None:
         _refuse_work(work, settings)
     refuse_foreign(out)
     for folder in (out, work_dir_of(settings)):
-        _refuse_unwritable(folder)
+        refuse_unwritable(folder)
 
 
 def _refuse_bytes(folder: Path) -> None:
@@ -122,20 +115,6 @@ def _refuse_work(work: Path, settings: Settings) -> None:
     for folder, kind in ((out, "output"), (raw, "input")):
         if place_in(work, folder) is not None:
             raise UsageError(f"{work}: contains the {kind} folder; {advice}")
-
-
-def _refuse_unwritable(folder: Path) -> None:
-    """Check that a folder, or its nearest existing parent, can be written to."""
-    try:
-        existing = next(
-            place for place in (folder, *folder.parents) if place.is_symlink() or place.exists()
-        )
-        with tempfile.TemporaryFile(dir=existing) as file:  # nameless on most file systems
-            file.write(b"mri2pet")
-    except OSError as error:
-        raise CannotCreateError(
-            f"{folder}: cannot be written to ({error.strerror}); choose another folder"
-        ) from error
 
 
 def make_places(settings: Settings) -> None:

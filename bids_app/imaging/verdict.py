@@ -177,7 +177,9 @@ T1W_CRITERIA = (
     Criterion(
         LIKENESS, 0.6, 0.45, "deep in the brain, the correlation of T1w and template is only {:.2f}"
     ),
-    Criterion(OVERLAP, 0.9, 0.8, "the brain masks of T1w and template overlap by only {:.2f}"),
+    Criterion(
+        OVERLAP, 0.9, 0.8, "the brain masks of T1w and template overlap with a Dice of only {:.2f}"
+    ),
     Criterion(
         BEHIND,
         -0.04,
@@ -188,19 +190,19 @@ T1W_CRITERIA = (
         WHOLE,
         0.8,
         0.2,
-        "the T1w ends inside the brain (towards the edge, its section shrinks by only "
-        "{:.2f} of the largest)",
+        "the T1w ends inside the brain (towards the edge of the image, the brain's cross-section "
+        "shrinks by only {:.0%})",
     ),
     Criterion(
         DEEP_TO_RIM,
         0.75,
         0.25,
-        "the extracted brain has a bright rim (its deep part has only {:.2f} of the rim's "
+        "the extracted brain has a bright rim (its deep part has only {:.0%} of the rim's "
         "brightness), which suggests contrast agent, fat or another kind of image",
     ),
 )
 PET_CRITERIA = (
-    Criterion(INSIDE, 0.8, 0.5, "only {:.2f} of the brain lies inside the PET"),
+    Criterion(INSIDE, 0.8, 0.5, "only {:.0%} of the brain lies inside the PET"),
     Criterion(
         UPTAKE,
         0.5,
@@ -208,7 +210,9 @@ PET_CRITERIA = (
         "in the brain, the correlation of the PET with the uptake expected from grey and white "
         "matter of the T1w is only {:.2f}",
     ),
-    Criterion(CONTRAST, 1.05, 1.0, "uptake in grey matter is only {:.2f} of that in white matter"),
+    Criterion(
+        CONTRAST, 1.05, 1.0, "uptake in grey matter is only {:.2f} times that in white matter"
+    ),
     Criterion(
         BEHIND,
         -0.05,
@@ -240,7 +244,7 @@ def judge(measures: Mapping[str, float], criteria: Sequence[Criterion]) -> Judge
         value = measures[criterion.measure]
         if value >= criterion.doubt:
             continue
-        reasons.append(criterion.sentence.format(value))
+        reasons.append(criterion.sentence.format(value).replace("%", " %"))
         worst = worse_of(worst, DOUBT if value >= criterion.fail else FAIL)
     return Judgement(worst, tuple(reasons), dict(measures))
 

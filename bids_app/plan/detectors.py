@@ -307,8 +307,8 @@ def _describe_replaced(folder: Path, settings: Settings) -> list[str]:
     if not lost:
         return []
     return [
-        f"{folder}: holds {' and '.join(lost)} of an earlier run, which this run will remove; to "
-        "keep them, stop now and copy the folder"
+        f"{folder}: this run removes what an earlier run has left there ({', '.join(lost)}); to "
+        "keep detectors, copy the folder before a run"
     ]
 
 

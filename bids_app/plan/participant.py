@@ -130,6 +130,11 @@ def _is_one_volume(pet: Scan, header: Header | None) -> bool:
 
 def _check_pet(pet: Scan, chosen: Sequence[int], orientation: str) -> Header:
     header = nifti.inspect(pet.used, orientation=_confirmed_orientation(pet, orientation))
+    if header.description.startswith(nifti.SYNTHETIC_PET):
+        raise UnusableDataError(
+            f"{pet.used}: its header says {nifti.SYNTHETIC_PET}, so it was predicted, not "
+            "measured; give the acquired PET"
+        )
     frames = _frames(header)
     if frames > 1:  # a single volume is used as it is, whatever frames its sidecar lists
         _check_durations(pet, frames, chosen)

@@ -478,6 +478,8 @@ class Calibration:
         Highest ``sum_score`` of each patient's visit; 0 if it has no cluster.
     shares : sequence of float
         Share of the brain that scores above 0, for those controls in which it is known.
+    visits : bool
+        Whether a patient has several visits, so that visits are counted instead of patients.
     """
 
     detector: DetectorKey
@@ -485,6 +487,7 @@ class Calibration:
     counts: Sequence[int]
     patients: Mapping[str, float]
     shares: Sequence[float] = ()
+    visits: bool = False
 
     @property
     def beyond(self) -> list[str]:
@@ -560,12 +563,14 @@ def colour_of_set(training_set: str, sets: Sequence[str]) -> str:
 def _calibration(detected: Detected, detector: DetectorKey) -> Calibration:
     scores = detected.control_scores.get(detector, {})
     names = sorted(scores)
+    labels = [participant for participant, _ in detected.patients_of(detector)]
     return Calibration(
         detector=detector,
         controls={name: max(scores[name], default=0.0) for name in names},
         counts=[len(scores[name]) for name in names],
         patients=_patients(detected, detector),
         shares=list(detected.control_shares.get(detector, {}).values()),
+        visits=len(set(labels)) < len(labels),
     )
 
 
@@ -590,13 +595,19 @@ def _line(calibration: Calibration) -> tuple[str, ...]:
         format_score(median(tops)),
         format_score(max(tops)),
         f"{100 * mean(calibration.shares):.0f} %" if calibration.shares else "n/a",
-        f"{len(calibration.beyond)} of {len(calibration.patients)}",
+        tally_of(calibration),
     )
 
 
 def _count_beyond(calibration: Calibration) -> str:
-    patients, controls = len(calibration.patients), len(calibration.controls)
-    return f"{len(calibration.beyond)} of {patients} patients above all {controls} controls"
+    of = " of" if calibration.visits else ""
+    return f"{tally_of(calibration)}{of} patients above all {len(calibration.controls)} controls"
+
+
+def tally_of(calibration: Calibration) -> str:
+    """Count the patients, or the visits of patients, beyond all controls."""
+    visits = " visits" if calibration.visits else ""
+    return f"{len(calibration.beyond)} of {len(calibration.patients)}{visits}"
 
 
 PANEL: Final = 332.0  # px; height of a chart of sensitivities

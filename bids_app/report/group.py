@@ -35,6 +35,7 @@ from bids_app.report.charts import (
     draw_calibration,
     draw_detection,
     draw_responses,
+    tally_of,
 )
 from bids_app.report.maps import draw_cluster_maps
 from bids_app.report.methods import group_methods
@@ -198,7 +199,7 @@ def _summary(detected: Detected, calibration: Calibration) -> tuple[str, ...]:
     detector = calibration.detector
     lesion_points = [p for p in detected.curve if key_of(p) == detector and p.unit == "lesion"]
     points = sorted(lesion_points, key=lambda point: point.clusters)
-    beyond = f"{len(calibration.beyond)} of {len(calibration.patients)}"
+    beyond = tally_of(calibration)
     if calibration.beyond:
         beyond += f": {'; '.join(calibration.beyond)}"
     return (

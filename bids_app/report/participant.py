@@ -82,24 +82,28 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[
         PET; ``others``, those of other training sets; ``control``, whether the participant is a
         control, scored by folds that left it out; ``placed``, whether any table gives the places of
         clusters on the participant's own T1w; ``viewers``, one per PET; and ``niivue``, the script
-        that they need. None if there is no score map.
+        that they need. Maps left over from an earlier run come last, and are in no viewer if the
+        last run has mapped the participant. None if there is no score map.
     """
     anomalies = leading_first(find_anomalies(output_dir, subject, spaces=spaces))
     if not anomalies:
         return None
     run, controls = read_run(output_dir), _controls(output_dir, anomalies)
-    viewers, parts = _viewers(output_dir, anomalies), list[dict[str, object]]()
-    for number, anomaly in enumerate(anomalies, 1):
+    recent = [one for one in anomalies if not _describe_stale(output_dir, one, run)] or anomalies
+    older = [one for one in anomalies if one not in recent]
+    viewers, parts = _viewers(output_dir, recent), list[dict[str, object]]()
+    for number, anomaly in enumerate([*recent, *older], 1):
         doubts = _describe_stale(output_dir, anomaly, run)
         n_controls = None if doubts else controls.get((anomaly.training_set, anomaly.detector), 0)
         part = _part(output_dir, anomaly, f"anomaly-{number}", doubts)
-        viewer = viewers[anomaly.stem]["viewer"] if anomaly.primary else None
+        shown = anomaly.primary and anomaly in recent
+        viewer = viewers[anomaly.stem]["viewer"] if shown else None
         stops = {} if viewer is None else viewer.stops.get(name_of(anomaly.detector), {})
         parts.append({**part, "stops": stops, "controls": n_controls, "primary": anomaly.primary})
     return {
         "parts": [part for part in parts if part["primary"]],
         "others": [part for part in parts if not part["primary"]],
-        "control": any(anomaly.held_out for anomaly in anomalies),
+        "control": any(anomaly.held_out for anomaly in recent),
         "placed": any(part["placed"] for part in parts),
         "viewers": list(viewers.values()),
         "niivue": library() if any(pet_viewer["viewer"] for pet_viewer in viewers.values()) else "",

@@ -407,7 +407,7 @@ def _explain(name: str, text: str, file: Path) -> tuple[str, int]:
     if summaries:
         kind, sentence = summaries[-1]
         return sentence.strip(), getattr(errors, kind).exit_code
-    if NO_SPACE in text:
+    if NO_SPACE in text or not text:  # a full disk leaves an empty file
         return f"{NO_SPACE}; free some space, or choose another --work-dir", DISK_FULL
     if NO_MEMORY.search(text):
         return f"{name}: memory ran out; {MORE_MEMORY}", 1
@@ -422,7 +422,7 @@ def _read_crash(file: Path, failed: Mapping[str, Node]) -> Crash:
     name = text.partition("\n")[0].removeprefix("Node: ").strip()
     crash = Crash(name, *_explain(name, text, file), file)
     node = failed.get(name)
-    if node is None:  # the file is empty because the disk was full
+    if node is None:
         return crash
     return replace(crash, owner=node.owner, label=node.label, part=node.part, fatal=node.fatal)
 

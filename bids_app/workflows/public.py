@@ -121,7 +121,7 @@ def init_participant_wf(
     Inputs
     ------
     t1w
-        T1w as acquired, ``.nii`` or ``.nii.gz``.
+        T1w as acquired, ``.nii`` or ``.nii.gz``, with its absolute path.
 
     Outputs
     -------
@@ -148,7 +148,7 @@ def init_participant_wf(
     prepared = prepare(
         template,
         grid,
-        Path(template_dir),
+        Path(template_dir).absolute(),  # each node runs in a folder of its own
         registration_resolution=COARSE if quick else REGISTRATION_RESOLUTION,
     )
     options = Preprocessing(
