@@ -481,7 +481,18 @@ def test_without_places_there_is_no_table_in_the_space_of_the_t1w(run):
     assert not table.exists()
     images = [own.paths[name] for name in ("statmap_in_t1w", "labels_in_t1w")]
     others = [*images, *map(sidecar_path, images), table, table.with_suffix(".json")]
+    others.append(own.paths["labels_in_t1w"].with_name(table.name.replace("_clusters", "_dseg")))
     assert {*own.stale} == {own.clusters, own.places, *others}
+
+
+def test_who_was_a_patient_in_an_earlier_run_has_no_table_as_a_control(run):
+    own = run.carry(run.add("p1", [9]), Place(1, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 80.0))
+    run.write()
+    as_patient = {*own.paths["table"].parent.glob("*.tsv")}
+    assert len(as_patient) == 4  # of clusters and of labels, in two spaces
+    as_control = run.add("p1", [9], control=True).scored_image
+    assert as_patient <= {*as_control.stale}
+    assert {own.paths["statmap_in_t1w"], own.paths["labels_in_t1w"]} <= {*as_control.stale}
 
 
 @pytest.mark.parametrize("told", [{}, {"places": 3}, {"places": [{"rank": 1}]}])

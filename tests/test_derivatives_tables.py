@@ -136,6 +136,20 @@ def test_values_that_differ_by_case_are_told_of(out):
     assert describe_unknown_columns(out, ["age < 9"]) == []
 
 
+def test_whom_no_query_selects_is_told(out):
+    groups = ["control", "controls", "patient", "FCD", "n/a"]
+    rows = [{"participant_id": f"sub-0{n}", "group": group} for n, group in enumerate(groups)]
+    write_tsv(out / "participants.tsv", ["participant_id", "group"], rows)
+    queries = ["group == 'control'", "group == 'patient'"]
+    assert describe_unknown_columns(out, queries, {"00", "02"}) == [
+        "sub-04: not used, n/a in participants.tsv under group",
+        "sub-01, sub-03: not used, selected by no query (group holds 'controls', 'FCD')",
+    ]
+    assert describe_unknown_columns(out, queries, {"00", "01", "02", "03"}) == [
+        "sub-04: not used, n/a in participants.tsv under group"
+    ]
+
+
 @pytest.mark.parametrize("text", ["[]", "{", '{"participant_id": 3}', '{"participant_id": {}}'])
 def test_a_damaged_explanation_says_nothing(out, text):
     (out / "participants.json").write_text(text)

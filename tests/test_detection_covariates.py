@@ -12,9 +12,11 @@ from bids_app.detection.covariates import (
     adjust,
     beyond_controls,
     describe_covariates,
+    describe_doubtful_numbers,
     encode,
     fit_slopes,
     leverage_of,
+    unseen_levels,
 )
 from bids_app.detection.normative import fit_adjusted_norm, fit_norm, load_norms, save_norms
 
@@ -71,6 +73,29 @@ def test_a_level_or_a_text_that_no_control_has_is_refused():
         encode({"age": 50.0, "scanner": "d"}, description)
     with pytest.raises(ValueError, match="age is 'old', but"):
         encode({"age": "old", "scanner": "a"}, description)
+
+
+def test_levels_that_nobody_has_are_told_of_also_the_first():
+    rows, description = rows_of(CELLS)  # an age, and scanners a, b and c
+    scanners = np.array(CELLS["scanner"])
+    for seen in ("a", "b", "c", "ab", "bc", "abc"):
+        unseen = unseen_levels(rows[np.isin(scanners, [*seen])], description)
+        assert unseen == [f"scanner {level!r}" for level in "abc" if level not in seen]
+
+
+@pytest.mark.parametrize(
+    ("cells", "doubtful"),
+    [
+        ([1.0, 2.0, 3.0, 1.0], True),
+        ([1.0, 2.0, 1.0, 2.0], False),  # two levels count alike either way
+        ([1.0, 2.5, 3.0, 1.0], False),
+        ([31.0, 42.0, 53.0, 64.0], False),
+        ([1.0, 2.0, 3.0, 4.0] * 4, True),
+        (["A", "B", "C", "A"], False),
+    ],
+)
+def test_a_few_whole_numbers_may_be_codes(cells, doubtful):
+    assert bool(describe_doubtful_numbers({"site": cells})) == doubtful
 
 
 def test_who_is_outside_the_controls_is_told_of():

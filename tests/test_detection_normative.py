@@ -316,3 +316,26 @@ def test_combined_is_half_the_z_score_opposite_a_hole_whatever_the_controls_asym
     np.testing.assert_allclose(score[-3:], alone[-3:] / 2, atol=1e-5)
     assert not np.isnan(score[3:]).any()
     assert (norms[1].counts[-3:] == 7).all()
+
+
+@pytest.mark.parametrize("detector", ["asymmetry", "combined"])
+def test_opposite_low_uptake_healthy_tissue_scores_high_for_hyper_but_not_in_the_z_score(detector):
+    """The documents say so: what compares sides cannot tell which of them has changed."""
+    affine = np.diag([8.0, 8.0, 8.0, 1.0])
+    affine[0, 3] = -28.0  # 8 voxels, symmetric about 0
+    rng = np.random.default_rng(0)
+    people = [1 + 0.02 * rng.standard_normal((8, 6, 6)) for _ in range(9)]
+    people[-1][1, 3, 3] = 0.7
+    brain = np.ones((8, 6, 6), bool)
+
+    def score(name):
+        measured = [
+            [measure(pet, brain, fwhm=0, affine=affine) for pet in people]
+            for measure in MEASURES[name]
+        ]
+        norms = [fit_norm(volumes[:-1], brain) for volumes in measured]
+        values = [volumes[-1] for volumes in measured]
+        return score_against(norms, values, name, "hyper")
+
+    assert np.unravel_index(score(detector).argmax(), brain.shape) == (6, 3, 3)
+    assert score("zscore")[6, 3, 3] < 3

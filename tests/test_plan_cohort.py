@@ -846,6 +846,15 @@ def test_codes_whose_levels_are_known_are_categories(out):
     assert the_problem(people, "p2", "no control has scanner '2'") == 65
 
 
+def test_numbers_that_may_be_codes_are_told_of(out, rng):
+    write_control(out, "04", rng)
+    told = {"site": ["1", "3", "2", "3", "2", "1"], "sex": ["1", "2", "1", "2", "1", "2"]}
+    (note,) = adjust(out, told, **{"04": "control"}).notes
+    assert note.startswith("--covariates: site has 3 different numbers in 4 controls, and counts")
+    write_json(out / "participants.json", {"site": {"Levels": {"1": "A", "2": "B", "3": "C"}}})
+    assert not adjust(out, told, **{"04": "control"}).notes
+
+
 def test_controls_without_a_real_pet_do_not_decide_what_one_set_knows(out, rng):
     paths = write_control(out, "04", rng, pet=False)
     write_synthetic(out, paths, rng)

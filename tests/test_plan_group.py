@@ -28,6 +28,7 @@ from bids_app.plan.detectors import (
 )
 from bids_app.plan.group import (
     assign_folds,
+    check_covariates,
     choose_training_images,
     join_stored,
     list_training_controls,
@@ -98,6 +99,18 @@ def chosen_and_dealt(kinds, training_set, synthetic_controls, folds, seed):
 
 
 # Folds
+
+
+def test_folds_without_a_level_of_a_covariate_are_named():
+    controls = pictured(["real"] * 8)
+    rows = {control.label: [0.875 if control.label == "03" else -0.125] for control in controls}
+    known = {"sex": {"levels": ["F", "M"], "shares": [0.875, 0.125]}}
+    cohort = Subjects(tuple(controls), covariates=rows, description=known)
+    dealt = assign_folds(controls, 4, 0)
+    folds = split([control.stored_pet for control in controls], controls, dealt, 4, 0)
+    (note,) = check_covariates(cohort, folds)
+    assert f"fold {dealt['03']} is trained on no control with sex 'M', so it cannot" in note
+    assert check_covariates(Subjects(tuple(controls)), folds) == []
 
 
 @given(kinds=cohorts, **folds_and_seeds)

@@ -477,9 +477,10 @@ def _refuse(
         raise error_of([*subjects.problems, *usable.problems])
     lesions = refuse_knowledge(settings, usable.patients)
     cohort = assume_cohort(study, usable, synthetic=_needs_synthetic(settings, card))
+    notes = list[str]()
     try:
         if card is None:
-            refuse_sets(study, settings, cohort)
+            notes = refuse_sets(study, settings, cohort)
         else:
             refuse_applied(card, settings, cohort)
     except Mri2petError:
@@ -487,7 +488,7 @@ def _refuse(
         report_notes(console, [], [*early, *usable.problems])  # lost subjects may be the cause
         raise
     problems = (*usable.problems, *lesions.problems)
-    return replace(cohort, notes=lesions.notes, problems=problems), lesions
+    return replace(cohort, notes=(*lesions.notes, *notes), problems=problems), lesions
 
 
 def _needs_synthetic(settings: Settings, card: DetectorCard | None) -> bool:
@@ -580,7 +581,7 @@ def _detect(
     else:
         folder = settings.detector
         plans = [plan_applied(study, settings, cohort, folder, card, threads=threads)]
-    more = [note for _, _, notes_of_set in plans for note in notes_of_set]
+    more = list(dict.fromkeys(note for _, _, notes_of_set in plans for note in notes_of_set))
     report_notes(console, more, [])
     notes += more
     scored = [image for _, images, _ in plans for image in images]
@@ -650,6 +651,7 @@ def _finish(
         )
         checked = read_checks(checks_of(settings, study.work_dir))
         detections.write_synthetic_controls(output_dir, checked)
+        former = _mapped(detections.last_run(output_dir).maps)
         grid = (settings.template, settings.bounding_box, settings.grid_resolution)
         maps = scored_in(output_dir, images)
         detections.write_run(output_dir, detections.ScoredRun(study.dataset, maps, grid))
@@ -661,8 +663,13 @@ def _finish(
         )
         problems += runner.run([graph], {})
     problems += report_level(settings, console, write_group_report, summary)
-    patients = {image.subject for image in images if not image.scored_image.control}
+    controls = {scored.participant for scored in maps if scored.control}
+    patients = _mapped(maps) | (former & controls)  # whose reports showed them as patients
     return problems + _report_patients(settings, patients, console)
+
+
+def _mapped(maps: Iterable[detections.ScoredSubject]) -> set[str]:
+    return {scored.participant for scored in maps if not scored.control}
 
 
 def _report_patients(
@@ -686,7 +693,7 @@ def _report_again(settings: Settings, console: Console) -> int:
             bounding_box=(x0, y0, z0, x1, y1, z1),
             resolution=resolution,
         )
-    patients = {scored.participant for scored in run.maps if not scored.control}
+    patients = _mapped(run.maps)
 
     def report() -> list[Problem]:
         problems = report_level(settings, console, write_group_report, RunSummary())

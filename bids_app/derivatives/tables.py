@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -424,7 +424,9 @@ def select(output_dir: Path, query: str) -> frozenset[str]:
     return frozenset(str(label).removeprefix("sub-") for label in chosen)
 
 
-def describe_unknown_columns(output_dir: Path, queries: Sequence[str]) -> list[str]:
+def describe_unknown_columns(
+    output_dir: Path, queries: Sequence[str], selected: Collection[str] | None = None
+) -> list[str]:
     """Describe the participants whose values in ``participants.tsv`` queries may not expect.
 
     Parameters
@@ -433,13 +435,15 @@ def describe_unknown_columns(output_dir: Path, queries: Sequence[str]) -> list[s
         Root of the derivative dataset.
     queries : sequence of str
         Queries in the syntax of :func:`select`.
+    selected : collection of str, optional
+        Labels that the queries select, if all others are to be described.
 
     Returns
     -------
     list of str
         Sentences on values that differ only by case, as in ``control`` and ``Control``, and at most
-        one on participants with n/a in a column of every query, with the remarks of the participant
-        level.
+        one each on participants with n/a in a column of every query, with the remarks of the
+        participant level, and on others who are not selected.
 
     Raises
     ------
@@ -450,13 +454,22 @@ def describe_unknown_columns(output_dir: Path, queries: Sequence[str]) -> list[s
     remarks = _quote_remarks(output_dir)
     columns = [_columns_in(query, table, remarks) for query in queries]
     gaps = [table[names].isna().any(axis="columns") for names in columns]
-    unknown = table.loc[np.logical_and.reduce(gaps), "participant_id"].tolist()
+    gap = np.logical_and.reduce(gaps)
+    unknown = table.loc[gap, "participant_id"].tolist()
     names = dict.fromkeys(name for queried in columns for name in queried)
     sentences = [sentence for name in names for sentence in _describe_spellings(table, name)]
     if unknown:
         sentences.append(
             f"{name_some(unknown, SHOWN)}: not used, n/a in participants.tsv under "
             f"{', '.join(names)}{remarks}"
+        )
+    ids = [f"sub-{label}" for label in selected or ()]
+    others = table[~gap & ~table["participant_id"].isin([*(selected or ()), *ids])]
+    if selected is not None and len(others):
+        values = "; ".join(_values(others, name) for name in names)
+        sentences.append(
+            f"{name_some(others['participant_id'].tolist(), SHOWN)}: not used, selected by no "
+            f"query ({values})"
         )
     return sentences
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 RIDGE = 1.0  # ridge penalty: slopes shrink as if by one control 1 SD from the mean; our choice
 FEWEST_BESIDE = 3  # controls beyond one per number: one for the mean, two for the deviation
 FEW_LEVELS = 3  # of any text; more need two controls for each; our choice
+FEW_NUMBERS = 0.25  # different whole numbers per control, up to which they may be codes; our choice
 Cell = float | str
 Description = dict[str, dict[str, object]]  # covariate → coding of its cells as numbers
 Rows = NDArray[np.float64]  # (people, numbers)
@@ -136,6 +137,55 @@ def _list(value: object) -> list[object]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{value!r:.40} is not a list")
     return list(value)
+
+
+def describe_doubtful_numbers(controls: Mapping[str, Sequence[Cell]]) -> list[str]:
+    """Describe which numbers of controls may be codes, such as those of scanners.
+
+    Two codes need no remark: a quantity with two values is adjusted for like two levels.
+
+    Examples
+    --------
+    >>> describe_doubtful_numbers({"site": [1.0, 2.0, 3.0, 3.0], "age": [20.5, 40.0, 31.0, 55.0]})
+    ['site has 3 different numbers in 4 controls, and counts as a quantity']
+    """
+    sentences = []
+    for name, cells in controls.items():
+        numbers = {cell for cell in cells if isinstance(cell, float) and cell.is_integer()}
+        whole = numbers == set(cells)
+        if whole and 2 < len(numbers) <= max(FEW_LEVELS, FEW_NUMBERS * len(cells)):
+            sentences.append(
+                f"{name} has {len(numbers)} different numbers in {len(cells)} controls, and counts "
+                "as a quantity"
+            )
+    return sentences
+
+
+def unseen_levels(rows: Rows, description: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """List the levels of text covariates that none of some people has.
+
+    Parameters
+    ----------
+    rows : ndarray, (people, numbers)
+        Their covariates, coded by :func:`encode`.
+    description : mapping
+        Coding of the covariates.
+
+    Examples
+    --------
+    >>> known = {"sex": {"levels": ["F", "M"], "shares": [0.5, 0.5]}}
+    >>> unseen_levels(np.array([[0.5], [0.5]]), known)
+    ["sex 'F'"]
+    """
+    unseen, place = list[str](), 0
+    for name, coding in description.items():
+        levels = _list(coding.get("levels", (name, name)))  # a quantity is one number, too
+        others = rows[:, place : place + len(levels) - 1] > 0  # indicators of all but the first
+        place += others.shape[1]
+        seen = [bool((~others.any(axis=1)).any()), *(bool(column.any()) for column in others.T)]
+        if "levels" in coding:
+            unseen += [f"{name} {x!r:.40}" for x, s in zip(levels, seen, strict=True) if not s]
+    return unseen
 
 
 def beyond_controls(cells: Mapping[str, Cell], description: Description) -> list[str]:

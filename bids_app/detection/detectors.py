@@ -102,8 +102,8 @@ DETECTORS = {  # in the order in which they are shown
     "asymmetry": Detector(
         label="asymmetry",
         meaning="how far uptake is from that at the same place on the other side, compared with "
-        "the same difference in controls, as Crawford and Howell's t. It cannot detect bilateral "
-        "or midline lesions, and needs a symmetric template",
+        "the same difference in controls, as Crawford and Howell's t. It cannot tell which side "
+        "has changed, cannot detect bilateral or midline lesions, and needs a symmetric template",
         score="Crawford-Howell t of left-right asymmetry, (here - there) / mean, of smoothed PET; "
         "blind to bilateral and midline lesions",
         statmap="Crawford-Howell t of left-right asymmetry against controls, after smoothing; "
@@ -118,8 +118,8 @@ DETECTORS = {  # in the order in which they are shown
     "combined": Detector(
         label="z + asymmetry",
         meaning="mean of the z score and of the left-right asymmetry of uptake, both as Crawford "
-        "and Howell's t. It is less sensitive to bilateral and midline lesions, and needs a "
-        "symmetric template",
+        "and Howell's t. It is less sensitive to bilateral and midline lesions, also scores high "
+        "opposite a change in the other direction, and needs a symmetric template",
         score="Mean of two Crawford-Howell t, of uptake and of left-right asymmetry; less "
         "sensitive to bilateral and midline lesions than to others",
         statmap="mean of the Crawford-Howell t of uptake and of that of left-right asymmetry, "

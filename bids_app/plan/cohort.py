@@ -228,7 +228,9 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     warnings += [*_describe_verdicts(used), *_describe_misfits(used)]
     unknown, remarks = _unmatched(settings, patient_labels, control_labels)
     queries = [settings.patient_query, *([settings.control_query] if controls else [])]
-    remarks += [*describe_unknown_columns(settings.output_dir, queries), *_describe_stale(settings)]
+    selected = patient_labels | control_labels if controls else None
+    remarks += describe_unknown_columns(settings.output_dir, queries, selected)
+    remarks += _describe_stale(settings)
     return Subjects(
         tuple(chosen),
         tuple(patients),

@@ -38,10 +38,10 @@ from bids_app.plan.cohort import Participant, Subjects, SyntheticMaker
 from bids_app.plan.group import (
     assign_folds,
     atlas_of,
+    check_covariates,
     choose_training_images,
     described,
     list_training_controls,
-    refuse_few_beside,
     split,
 )
 from bids_app.plan.study import Study
@@ -241,8 +241,10 @@ def plan_sets(
         )
 
 
-def refuse_sets(study: Study, settings: Settings, cohort: Subjects) -> None:
+def refuse_sets(study: Study, settings: Settings, cohort: Subjects) -> list[str]:
     """Check that these subjects can fill training sets and folds, before anything is computed.
+
+    Returns the notes of :func:`plan_sets` on subjects and folds.
 
     Parameters
     ----------
@@ -256,11 +258,12 @@ def refuse_sets(study: Study, settings: Settings, cohort: Subjects) -> None:
     UsageError, UnusableDataError
         See :func:`plan_sets`.
     """
-    fold_of = assign_folds(cohort.controls, study.folds, study.seed)
+    fold_of, notes = assign_folds(cohort.controls, study.folds, study.seed), list[str]()
     for name in settings.training_set:
         trained = choose_training_images(name, cohort.controls, settings.synthetic_controls)
         for detector in detectors_of(name, settings):
-            _folds_of(detector, study, trained, fold_of, cohort)
+            notes += _folds_of(detector, study, trained, fold_of, cohort)[2]
+    return list(dict.fromkeys(notes))
 
 
 def refuse_applied(card: DetectorCard, settings: Settings, cohort: Subjects) -> None:
@@ -293,8 +296,7 @@ def _folds_of(
     if DETECTORS[detector].synthetic:
         used = [image for image in trained if image.synthetic is not None]
     folds = split(used, usable.controls, fold_of, study.folds, study.seed)
-    refuse_few_beside(cohort, folds)
-    return usable, folds, notes
+    return usable, folds, [*notes, *check_covariates(cohort, folds)]
 
 
 def _describe_replaced(folder: Path, settings: Settings) -> list[str]:

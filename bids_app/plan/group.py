@@ -25,7 +25,9 @@ from bids_app.detection.covariates import (
     Description,
     beyond_controls,
     describe_covariates,
+    describe_doubtful_numbers,
     encode,
+    unseen_levels,
 )
 from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError, UsageError
 from bids_app.files import Json, read_json
@@ -496,6 +498,7 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
     cells = read_columns(settings.output_dir, names)
     real = {control.label for control in cohort.controls if control.pet is not None}
     used = [c for c in cohort.controls if c.label in real or settings.training_set != ("real",)]
+    rows, notes = dict[str, list[float]](), list[str]()
     controls, problems = _with_cells(used, cells, names)
     patients, lost = _with_cells(cohort.patients, cells, names)
     problems += lost
@@ -504,8 +507,13 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
         known = [
             c.label for c in controls if c.label in real or "real" not in settings.training_set
         ]
-        description = _describe(names, {label: cells[label] for label in known})
-    rows, notes = dict[str, list[float]](), list[str]()
+        columns = {name: [cells[label][name] for label in known] for name in names}
+        description = _describe(columns)
+        notes += [
+            f"--covariates: {sentence}; if they are codes, list them under Levels in the raw "
+            "participants.json, and run the participant level again"
+            for sentence in describe_doubtful_numbers(columns)
+        ]
     for participant in [*controls, *patients]:
         try:
             rows[participant.label] = encode(cells[participant.label], description)
@@ -567,9 +575,9 @@ def _with_cells(
     return kept, problems
 
 
-def _describe(names: Sequence[str], controls: Mapping[str, Mapping[str, Cell]]) -> Description:
+def _describe(controls: Mapping[str, Sequence[Cell]]) -> Description:
     try:
-        return describe_covariates({n: [cells[n] for cells in controls.values()] for n in names})
+        return describe_covariates(controls)
     except ValueError as error:
         raise UnusableDataError(
             f"--covariates: {error}, so its effect cannot be estimated; correct participants.tsv "
@@ -577,17 +585,18 @@ def _describe(names: Sequence[str], controls: Mapping[str, Mapping[str, Cell]]) 
         ) from error
 
 
-def refuse_few_beside(cohort: Subjects, folds: Sequence[Fold]) -> None:
-    """Check that each fold has enough controls for the covariates.
+def check_covariates(cohort: Subjects, folds: Sequence[Fold]) -> list[str]:
+    """Check that each fold has enough controls for the covariates; note levels that it lacks.
 
     Raises
     ------
     UnusableDataError
         If there are fewer than three controls beyond the number of coded covariates.
     """
-    size = len(next(iter(cohort.covariates.values()), ()))
+    size, notes = len(next(iter(cohort.covariates.values()), ())), list[str]()
     for fold in folds if size else ():
-        number = len({image.participant for image in fold.training})
+        labels = sorted({image.participant for image in fold.training})
+        number = len(labels)
         if number < size + FEWEST_BESIDE:
             raise UnusableDataError(
                 f"--covariates {' '.join(cohort.description)}: the {number} controls of fold "
@@ -595,3 +604,10 @@ def refuse_few_beside(cohort: Subjects, folds: Sequence[Fold]) -> None:
                 f"{size + FEWEST_BESIDE} are needed; leave covariates out, choose more --folds, or "
                 "add controls"
             )
+        rows = np.array([cohort.covariates[label] for label in labels])
+        notes += [
+            f"--covariates: fold {fold.number} is trained on no control with {level}, so it cannot "
+            "remove its effect; check the spelling, add such controls, or leave the covariate out"
+            for level in unseen_levels(rows, cohort.description)
+        ]
+    return notes

@@ -536,11 +536,13 @@ class ScoredImage:
 
         The map in the template's space stays if a new one fails, with all that belongs to it there;
         in the T1w's space, an old map beside a new one in the template's would pass for its copy.
+        A control has neither that nor a table, unless an earlier run took it for a patient.
         """
-        if self.places is None:
-            return [self.clusters]
-        on_t1w = [self.paths[f"{name}_in_t1w"] for name in ("statmap", "labels", "table")]
-        return [self.clusters, self.places, *on_t1w, *map(sidecar_path, on_t1w)]
+        tables = [self.paths["table_in_t1w"], *([self.paths["table"]] if self.control else [])]
+        paths = [self.paths["statmap_in_t1w"], self.paths["labels_in_t1w"], *tables]
+        names = [table.with_name(table.name.replace("_clusters.", "_dseg.")) for table in tables]
+        internal = [self.clusters, *([] if self.places is None else [self.places])]
+        return [*internal, *paths, *names, *map(sidecar_path, paths)]
 
     def output(self, name: str) -> Output:
         """Return the path of a result, and the contents of its sidecar."""
