@@ -391,8 +391,8 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     add("--nprocs --nthreads --n-cpus N", "CPUs to use; default: all that are available", _count)
     add(
         "--omp-nthreads N",
-        "threads per step; default: the CPUs divided among the participants. "
-        "Registration is bitwise reproducible only with one thread",
+        "threads of steps that can use several; default: the CPUs divided among the participants. "
+        "Results are bitwise reproducible with the same number",
         _count,
     )
     add("--mem-gb GB", "memory; default: nine tenths of what is available", positive)

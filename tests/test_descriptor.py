@@ -161,3 +161,9 @@ def test_the_conda_recipe_says_what_pyproject_says():
     assert entry_points == project["scripts"]
     assert recipe["about"]["summary"] == project["description"]
     assert recipe["about"]["license_file"] == project["license-files"]
+
+
+def test_the_sdist_has_what_images_are_built_from():
+    included = (CONTAINERS.parent / "MANIFEST.in").read_text().split()
+    needed = {".dockerignore", "Dockerfile", "singularity.def", "constraints.txt", "containers"}
+    assert needed <= {*included}

@@ -233,7 +233,8 @@ def _align(
 
     See Mattes et al. (2003), IEEE TMI 22:120-128. Parameters are scaled so that each moves voxels
     by similar amounts, and a line search determines the length of each step, as in
-    ``antsRegistration``.
+    ``antsRegistration``. A single thread computes the metric: several add up its derivative in an
+    order that differs between runs, and line searches amplify differences in the last digit.
 
     Parameters
     ----------
@@ -251,6 +252,7 @@ def _align(
         Mask of the voxels of ``fixed`` to compare; None for all voxels.
     """
     method = sitk.ImageRegistrationMethod()
+    method.SetNumberOfWorkUnits(1)  # SetNumberOfThreads has no effect on the metric
     method.SetMetricAsMattesMutualInformation(BINS)
     if samples is not None:
         method.SetMetricSamplingStrategy(method.RANDOM)

@@ -61,7 +61,7 @@ SVM_BYTES, SVM_CONTROL_BYTES = 72.0, 2.2  # per voxel of the brain and fold; and
 MAP_GB = 0.012  # per patient and detector, on the T1w's grid
 START_SECONDS = 6.0  # imports, template, plan
 OVERHEAD_MEMORY = 0.4  # GiB, of the process that waits for the steps
-THREADED = 0.6  # share of a step's work that several threads can do; our choice
+THREADED = 0.4  # share of a visit's work that several threads can do: brain, bias field; our choice
 GB = 1e9
 
 

@@ -115,7 +115,6 @@ def _to_template_node(options: Preprocessing, derived: Derived | None) -> Node:
     register = Node(
         RegisterToTemplate(template=template, quick=options.quick, seed=options.seed),
         name="register_to_template",
-        n_procs=options.omp_nthreads,
         mem_gb=3,
     )
     label_nodes(register, step="T1w to template")
@@ -129,12 +128,7 @@ def _to_t1w_node(options: Preprocessing, derived: Derived | None) -> Node:
         if derived.forward is not None:
             take.inputs.transform = str(derived.forward)
         return Node(take, name="take_pet", mem_gb=2)
-    register = Node(
-        RegisterPET(quick=options.quick),
-        name="register_to_t1w",
-        n_procs=options.omp_nthreads,
-        mem_gb=2,
-    )
+    register = Node(RegisterPET(quick=options.quick), name="register_to_t1w", mem_gb=2)
     label_nodes(register, step="PET to T1w")
     return register
 
