@@ -1236,7 +1236,7 @@ from bids_app.anatomy import registration
 image = sitk.Image([4, 4, 4], sitk.sitkFloat32) + 1
 tried = []
 
-def align(fixed, moving, start, seed):
+def align(fixed, moving, start, quick, seed):
     tried.append(start.GetTranslation()[0] > 1)  # the search's moves by 2 mm
     return sitk.AffineTransform(3)
 

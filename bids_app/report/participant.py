@@ -89,8 +89,8 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[
     if not anomalies:
         return None
     run, controls = read_run(output_dir), _controls(output_dir, anomalies)
-    recent = [one for one in anomalies if not _describe_stale(output_dir, one, run)] or anomalies
-    older = [one for one in anomalies if one not in recent]
+    recent = [a for a in anomalies if not _describe_stale(output_dir, a, run)] or anomalies
+    older = [anomaly for anomaly in anomalies if anomaly not in recent]
     viewers, parts = _viewers(output_dir, recent), list[dict[str, object]]()
     for number, anomaly in enumerate([*recent, *older], 1):
         doubts = _describe_stale(output_dir, anomaly, run)
