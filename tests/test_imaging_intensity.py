@@ -373,9 +373,20 @@ def test_cubes_are_as_near_8_mm_as_voxels_allow(zoom, side):
     assert cube_sides(8.0, (zoom, 1.0, 4.0)) == (side, 8, 2)
 
 
-def test_a_negative_fill_value_in_the_brain_mask_shifts_no_tissue(rng):
-    t1w = rng.uniform(50, 1000, (20, 20, 20)).astype(np.float32)
-    t1w[:10] = -1024
+@pytest.mark.parametrize("noise", [0, 100])
+def test_negative_air_in_the_brain_mask_shifts_no_tissue(rng, noise):
+    """An extracted brain seldom ends exactly where the air begins."""
+    t1w = rng.normal(600, 100, (20, 20, 20)).clip(50).astype(np.float32)
+    t1w[:10] = -1024 + noise * rng.standard_normal((10, 20, 20))
     brain = np.zeros(t1w.shape, bool)
-    brain[9:] = True  # an extracted brain seldom ends exactly where the fill value begins
+    brain[9:] = True
     np.testing.assert_array_equal(raise_above_zero(t1w, brain), np.maximum(t1w, 0))
+
+
+def test_a_z_scored_brain_keeps_its_contrast(rng):
+    """Fluid, grey and white matter, of which most is negative, and fluid is 3 SD below the mean."""
+    tissue = rng.choice([-3, -0.3, 0.9], 5000, p=[0.1, 0.5, 0.4]) + 0.1 * rng.standard_normal(5000)
+    t1w = np.concatenate([tissue, np.full(3000, -9)]).astype(np.float32)[:, None, None]
+    raised = raise_above_zero(t1w, t1w > -9)
+    np.testing.assert_allclose(np.diff(raised[:5000, 0, 0]), np.diff(tissue), atol=0.2)
+    assert (raised[5000:] == 0).all()

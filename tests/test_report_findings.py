@@ -186,6 +186,22 @@ def test_a_lesion_that_the_pet_does_not_cover_is_not_missed(cohort):
         assert (lesion.sentences == ("Not covered by the PET, so not searched.",)) != covered
 
 
+@pytest.mark.parametrize(("scored", "told"), [(0.8, True), (0.95, False)])
+def test_a_map_without_scores_in_a_large_part_of_the_brain_says_so(cohort, scored, told):
+    """Where too few controls have PET, a lesion would be missed without a word."""
+    anomalies = find_anomalies(cohort.out, "P1", spaces=(T,))
+    mask = nifti.load(cohort.out / f"sub-P1/anat/sub-P1_space-{T}_desc-brain_mask.nii.gz")
+    places = np.argwhere(mask.data > 0)
+    for anomaly in anomalies:
+        image = nifti.load(anomaly.paths["statmap"])
+        data = np.where(mask.data > 0, 1.0, 0.0).astype(np.float32)
+        data[tuple(places[round(scored * len(places)) :].T)] = 0
+        nifti.save(nifti.Image(data, image.affine), anomaly.paths["statmap"])
+    page = cohort.write_subject("P1")
+    assert ("Only 80 % of the brain has a score." in section(page)) == told
+    assert text_of(page).count("% of the brain has a score.") == (len(anomalies) + 1) * told
+
+
 def test_without_known_lesions_nothing_is_said_of_any(tmp_path):
     cohort = Cohort(tmp_path / "in" / "out", lesions=False)
     (told,) = findings_of(cohort.out, "P1", (T,))

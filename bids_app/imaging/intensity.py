@@ -225,8 +225,10 @@ def subtract_floor(volume: Volume) -> tuple[Volume, float]:
     return volume - np.float32(floor), floor
 
 
-FILL = 0.05  # share of voxels with the least value, above which it is a fill value; our choice
 LEAST = 0.1  # percentile of the brain raised to 0 if it is negative; our choice, as in winsorize
+FAR_OUT = (
+    3.0  # interquartile ranges below the first quartile: Tukey (1977), Exploratory data analysis
+)
 
 
 def raise_above_zero(volume: Volume, brain: Mask) -> Volume:
@@ -245,7 +247,8 @@ def raise_above_zero(volume: Volume, brain: Mask) -> Volume:
     -------
     ndarray, (I, J, K)
         float32, not negative: intensities that are still negative, such as a fill value of the
-        air, become 0. A fill value does not count where the mask includes some of it.
+        air, become 0. Air that the mask includes does not count: the least value of the volume, and
+        values far below those of the brain.
 
     Examples
     --------
@@ -255,9 +258,12 @@ def raise_above_zero(volume: Volume, brain: Mask) -> Volume:
     """
     if volume.min() >= 0:
         return volume
-    filled = volume == volume.min()
-    values = volume[brain & ~filled] if filled.mean() > FILL else volume[brain]
-    least = float(np.percentile(values, LEAST)) if values.size else 0.0
+    values = volume[brain & (volume > volume.min())]
+    if not values.size:
+        return np.maximum(volume, 0)
+    first, third = np.percentile(values, (25, 75))
+    values = values[values >= first - FAR_OUT * (third - first)]
+    least = float(np.percentile(values, LEAST))
     return np.maximum(volume - min(least, 0.0), 0).astype(np.float32)
 
 

@@ -51,7 +51,7 @@ from bids_app.report.figures import (
     size_of,
     tile_of,
 )
-from bids_app.report.maps import LESION, ScoreMap, take_lesions, take_score_map
+from bids_app.report.maps import LESION, ScoreMap, describe_unscored, take_lesions, take_score_map
 from bids_app.report.page import detector_of_run, enumerate_words, read_record
 from bids_app.report.panels import (
     AROUND_BRAIN,
@@ -151,8 +151,12 @@ def _findings_of_pet(
         patient = _take(output_dir, anomalies, scores)
     except Mri2petError as error:
         return {**entry, "faults": [f"There is no picture of the findings. {error}"]}
-    clusters = [_show_cluster(patient, cluster) for cluster in lead.clusters[:FIRST]]
-    return {**entry, "clusters": clusters, "lesions": _show_lesions(patient)}
+    return {
+        **entry,
+        "clusters": [_show_cluster(patient, cluster) for cluster in lead.clusters[:FIRST]],
+        "lesions": _show_lesions(patient),
+        "faults": describe_unscored(patient.maps[0]),
+    }
 
 
 def leading_first(anomalies: Sequence[Anomaly]) -> list[Anomaly]:

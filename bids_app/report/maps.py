@@ -43,6 +43,9 @@ from bids_app.report.results import ImageCache, mask_of
 
 SHOWN: Final = 98.0  # percentile of the scores in the brain; threshold without clusters; our choice
 TOP: Final = 99.99  # percentile of the scores in the brain that is drawn brightest (our choice)
+# Share of the brain with a score, below which this is reported; our choice. It is 0.94 or more in
+# simulated people whose PET covers the brain, because edges of brains differ between people
+LEAST_SCORED: Final = 0.9
 ROWS: Final = ("Axial slices, lower half", "Axial slices, upper half", "Coronal and sagittal")
 
 
@@ -108,6 +111,17 @@ def take_score_map(
         clusters = None
     ranks = None if clusters is None else clusters.data
     return ScoreMap(scores, t1w, brain, clusters, heat_of(scores.data, ranks))
+
+
+def describe_unscored(score_map: ScoreMap) -> list[str]:
+    """Return a sentence if a map has no score in a large part of the brain, otherwise nothing."""
+    share = float(np.isfinite(score_map.scores.data[mask_of(score_map.brain)]).mean())
+    if share >= LEAST_SCORED:
+        return []
+    return [
+        f"Only {100 * share:.0f} % of the brain has a score. Nothing can be found in the rest, "
+        "which is not covered by this PET, or not by the PET of enough controls."
+    ]
 
 
 def heat_of(scores: Volume, labels: Volume | None) -> Heat:

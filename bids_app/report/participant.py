@@ -37,7 +37,7 @@ from bids_app.report.anomalies import (
 from bids_app.report.findings import findings_of, leading_first
 from bids_app.report.group import NAME as GROUP
 from bids_app.report.group import write_group_methods
-from bids_app.report.maps import draw_score_map, take_score_map
+from bids_app.report.maps import describe_unscored, draw_score_map, take_score_map
 from bids_app.report.methods import participant_methods
 from bids_app.report.overview import keep_overview, overview_path
 from bids_app.report.page import (
@@ -143,10 +143,11 @@ def _part(
     """Describe the result of one detector for one PET; ``name`` is its anchor in the page."""
     trained = f", training set {anomaly.training_set}" if anomaly.training_set else ""
     title = f"{name_of(anomaly.detector)}{trained} ({anomaly.name})"
-    panel = Panel(title, "")
+    panel, faults = Panel(title, ""), [*doubts, *anomaly.faults]
     try:
         score_map = take_score_map(ImageCache(output_dir), output_dir, anomaly, native=False)
         panel = draw_score_map(score_map, title)
+        faults += describe_unscored(score_map)
     except Mri2petError as error:
         panel = replace(panel, missing=str(error))
     places_on_t1w = {cluster.rank: place_of(cluster) for cluster in anomaly.own_clusters}
@@ -166,7 +167,7 @@ def _part(
         "columns": columns,
         "placed": bool(places_on_t1w),
         "panel": panel,
-        "faults": [*doubts, *anomaly.faults],
+        "faults": faults,
     }
 
 
