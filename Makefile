@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DEMO ?= demo
 # Silence setuptools' warning about editable installations, which looks like an error but is harmless.
 EDITABLE = PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable
-TEST = $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --ignore tests/containers
+TEST = $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/containers
 
 .PHONY: demo test test-fast test-containers lint docs docs-example clean
 
@@ -32,7 +32,7 @@ demo: $(VENV)/.runnable  ## Simulate a small cohort, preprocess it, and map its 
 	@echo "Open $(DEMO)/out/sub-patient01.html (what was found in a patient) and $(DEMO)/out/group.html in a browser."
 	@echo "Your own data, one person: $(BIN)/mri2pet quick T1W.nii.gz PET.nii.gz OUT; a BIDS dataset: README.md"
 
-test: $(VENV)/.installed  ## Run all tests except those of containers, in three processes, since some wait
+test: $(VENV)/.installed  ## Run all tests except those of containers, in two processes
 	$(BIN)/python -m compileall -q bids_app  # otherwise each program that a test starts may compile it
 	$(TEST)
 

@@ -87,7 +87,7 @@ DETECTOR = detectors.DetectorCard(
     files={"a/b.nii.gz": "0" * 64},
     makers=[{"name": "g"}],
 )
-SOON = 1.0  # s
+SOON = 5.0  # s of CPU time; what hangs or is quadratic takes longer, and busy machines count more
 MEMORY = 1 << 28  # bytes, in addition to what the process has
 
 odd_numbers = st.sampled_from(
@@ -146,7 +146,7 @@ def damaged(draw, whole):
 
 @contextmanager
 def soon():
-    """Check that code takes less than a second and little memory."""
+    """Check that code takes little time and memory."""
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     yield
     assert time.process_time() - started < SOON
