@@ -48,11 +48,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bids_dir", type=Path)
     parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--participant-label", nargs="+", help="by default, everyone")
     parser.add_argument("--template", default=Settings.template)
     parser.add_argument("--resolution", type=float, default=1.0)
     given = parser.parse_args()
     scores = []
-    for visit in find_preprocessed(given.output_dir, given.template, given.resolution):
+    images = given.output_dir, given.template, given.resolution
+    for visit in find_preprocessed(*images, given.participant_label):
         truth = given.bids_dir / TRUTH / f"sub-{visit.subject}"
         truth = truth / f"ses-{visit.session}" if visit.session else truth
         found = sorted(truth.glob("pet/*_space-T1w_desc-expected_pet.nii.gz"))
