@@ -26,6 +26,7 @@ from bids_app.detection.covariates import (
     beyond_controls,
     describe_covariates,
     describe_doubtful_numbers,
+    describe_single_levels,
     encode,
     unseen_levels,
 )
@@ -513,6 +514,11 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
             f"--covariates: {sentence}; if they are codes, list them under Levels in the raw "
             "participants.json, and run the participant level again"
             for sentence in describe_doubtful_numbers(columns)
+        ]
+        notes += [
+            f"--covariates: {sentence}, so its effect is estimated from one PET, and about half of "
+            "it is removed; add such controls, or leave the covariate out"
+            for sentence in describe_single_levels(columns)
         ]
     for participant in [*controls, *patients]:
         try:
