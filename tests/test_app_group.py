@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
+from html import unescape
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -806,6 +807,9 @@ def test_clusters_are_kept_down_to_the_score_that_controls_seldom_have(out, tmp_
     wanted = ("--detectors", "zscore", "--cluster-extent", "0.1", "--expected-false", "0.5")
     with without_pages():
         assert main(arguments(there, *wanted)) == 0
+    parameters = read_card(there / "detectors" / "real").parameters
+    assert {"fwhm": 8.0, "cluster_extent": 0.1, "direction": "hypo"}.items() <= parameters.items()
+    assert not {"nu", "gamma", "encoder", "score_fwhm"} & parameters.keys()  # of one-class SVMs
     sums = control_sum_scores(read_control_clusters(there / "detectors" / "real"), "zscore")
     fewer = 0
     for label in PATIENTS:
@@ -822,6 +826,30 @@ def test_clusters_are_kept_down_to_the_score_that_controls_seldom_have(out, tmp_
             labels, _ = load(result(there, label, "desc-zscore_dseg.nii.gz", space))
             assert set(np.unique(labels)) == {0, *seldom}
     assert fewer > 0
+
+
+def test_clusters_found_otherwise_than_those_of_controls_are_not_compared_with_them(
+    out, tmp_path, capsys
+):
+    there = without_controls(out, tmp_path)
+    wanted = ("--cluster-extent", "0.1", "--expected-false", "0.5", *knowledge(out.parent))
+    detector = ("--detector", str(out / "detectors" / "real"), "--detectors", "zscore")
+    assert main(arguments(there, *detector, *wanted)) == 0
+    note = "--cluster-extent is 0.1, but was 0.02 for the clusters of controls: patients are not"
+    assert note in " ".join(capsys.readouterr().err.split())
+    page = unescape(" ".join((there / "group.html").read_text(encoding="utf-8").split()))
+    assert page.count(note) == 1
+    assert "clusters of controls were found with other options, so the number of such" in page
+    assert "held-out control has" not in page.partition("Notes")[0]
+    found = [cluster for listed in read_all_clusters(there) for cluster in listed.clusters]
+    assert found
+    assert {cluster.expected_in_control for cluster in found} == {None}
+    assert read_froc(there) == []
+    assert {point.false_clusters_per_control for point in read_curve(there)} == {None}
+    for label in PATIENTS:
+        report = " ".join((there / f"sub-{label}.html").read_text(encoding="utf-8").split())
+        assert "cannot be compared with healthy people: no control was held out, or" in report
+        assert "Expected counts are unknown: no control was held out, or clusters" in report
 
 
 def test_a_synthetic_pet_of_another_generator_is_not_compared(out, tmp_path, capsys):

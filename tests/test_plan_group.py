@@ -486,3 +486,13 @@ def test_left_and_right_are_not_compared_on_a_template_that_is_not_symmetric():
     refuse_settings(settings)
     with pytest.raises(UsageError, match="MNI152NLin2009cAsym is not symmetric"):
         refuse_settings(replace(settings, template="MNI152NLin2009cAsym"))
+
+
+def test_a_norm_is_applied_without_the_options_of_one_class_svms(card):
+    """Its card has none of them, and they change nothing."""
+    card.detectors, card.parameters = ("zscore",), {"direction": "hyper"}
+    assert resolve_detectors(settings_of(), card).direction == "hyper"
+    asked = settings_of(score_smoothing=3.0, channels="t1w+pet")
+    assert not encodes_t1w(resolve_detectors(asked, card))
+    with pytest.raises(UnusableDataError, match=r"made with --direction hyper, as were"):
+        resolve_detectors(settings_of(direction="hypo"), card)

@@ -33,7 +33,14 @@ from bids_app.app.run import (
 from bids_app.console import Console
 from bids_app.derivatives import description, detections
 from bids_app.derivatives.description import refresh_dataset
-from bids_app.detection.card import DetectorCard, check_files, check_grid, complete_card, read_card
+from bids_app.detection.card import (
+    DetectorCard,
+    check_files,
+    check_grid,
+    complete_card,
+    other_clusters,
+    read_card,
+)
 from bids_app.detection.clusters import Cluster, Place, expected_in_control
 from bids_app.detection.detectors import DETECTORS, needing_synthetic
 from bids_app.detection.distribution import CheckedPet
@@ -223,6 +230,7 @@ def write_detections(
     *,
     max_clusters: int,
     applied: Path | None,
+    comparable: bool = True,
     expected_false: float | None = None,
 ) -> dict[Path, int]:
     """Write the tables of patients and of controls, and the curves if lesions are known.
@@ -239,6 +247,8 @@ def write_detections(
         Maximum number of clusters kept per patient.
     applied : Path or None
         Folder of detectors that were trained before, whose controls are used for calibration.
+    comparable : bool
+        Whether clusters of the controls were found in the same way; otherwise they are not used.
     expected_false : float, optional
         Maximum of the mean number of clusters with at least the same score per held-out control,
         for a patient's cluster to be kept; all are kept if no control was held out.
@@ -255,7 +265,7 @@ def write_detections(
             _complete(
                 folder, [image for image in images if image.scored_image.training_set == name]
             )
-        controls[name] = detections.read_control_clusters(folder)
+        controls[name] = detections.read_control_clusters(folder) if comparable else []
     scores = {
         row: detections.control_sum_scores(controls[row[0]], row[1])
         for row in dict.fromkeys(image.row for image in images)
@@ -437,7 +447,7 @@ def _run_detection(
     study = plan_study(settings, work_dir_of(settings), run_record.versions)
     images, notes, problems = _detect(study, subjects, lesions, card, runner)
     summary = summarize_level(summarize_run(run_record, started), settings, notes, problems)
-    problems += _finish(study, runner, images, summary)
+    problems += _finish(study, runner, images, summary, card)
     runner.report_used()
     if settings.clean_workdir and not problems:
         for name in INTERMEDIATE:
@@ -636,7 +646,11 @@ def _run(
 
 
 def _finish(
-    study: Study, runner: Runner, images: Sequence[ImageClusters], summary: RunSummary
+    study: Study,
+    runner: Runner,
+    images: Sequence[ImageClusters],
+    summary: RunSummary,
+    card: DetectorCard | None,
 ) -> list[Problem]:
     """Write tables and reports; return the problems of reports."""
     settings, console, output_dir = runner.settings, runner.console, study.output_dir
@@ -647,6 +661,7 @@ def _finish(
             images,
             max_clusters=settings.clusters,
             applied=settings.detector,
+            comparable=card is None or not other_clusters(card, vars(settings)),
             expected_false=settings.expected_false,
         )
         checked = read_checks(checks_of(settings, study.work_dir))

@@ -21,12 +21,20 @@ from bids_app.derivatives.detections import (
 from bids_app.derivatives.find import times_mean_of_image
 from bids_app.derivatives.paths import uri_of
 from bids_app.derivatives.sidecars import Sidecar
-from bids_app.detection.card import DetectorCard, EncoderSpec, card_sha256, read_card, spec_to_dict
+from bids_app.detection.card import (
+    DetectorCard,
+    EncoderSpec,
+    card_sha256,
+    other_clusters,
+    read_card,
+    spec_to_dict,
+)
 from bids_app.detection.detectors import (
     CHANNELS,
     DEFAULT_DETECTORS,
     DETECTORS,
     DIRECTIONS,
+    detector_of,
     needing_synthetic,
 )
 from bids_app.detection.normative import ZSCORE_FWHM
@@ -103,27 +111,34 @@ def resolve_detectors(settings: Settings, card: DetectorCard | None) -> Settings
             channels=settings.channels if settings.channels else CHANNELS[0],
         )
     direction, fwhm = card.parameters.get("direction"), card.parameters.get("score_fwhm")
-    if direction not in DIRECTIONS or not isinstance(fwhm, (int, float)):
+    smoothed = "svm" in _methods_of(card.detectors)
+    if direction not in DIRECTIONS or (smoothed and not isinstance(fwhm, (int, float))):
         raise UnusableDataError(
             f"{settings.detector}: its card, of mri2pet {card.version}, does not record in which "
             "direction uptake is abnormal and how scores were smoothed; train it again"
         )
-    channels = _channels_of(card)
+    if not smoothed:  # the other options have no effect on norms
+        fwhm = settings.score_smoothing
+    channels = _channels_of(card) if smoothed else settings.channels
     options = (settings.direction, settings.score_smoothing, settings.channels)
     recorded = (direction, fwhm, channels)
     if any(option not in (None, value) for option, value in zip(options, recorded, strict=True)):
+        others = f" --score-smoothing {fwhm} --channels {channels}" if smoothed else ""
         raise UnusableDataError(
-            f"{settings.detector}: was made with --direction {direction} --score-smoothing "
-            f"{fwhm:g} --channels {channels}, as were the scores of its held-out controls; leave "
-            "these options out, or train it again"
+            f"{settings.detector}: was made with --direction {direction}{others}, as were the "
+            "scores of its held-out controls; leave these options out, or train it again"
         )
     return replace(
         settings,
         detectors=settings.detectors if settings.detectors else card.detectors,
         direction=direction,
-        score_smoothing=float(fwhm),
+        score_smoothing=None if fwhm is None else float(str(fwhm)),
         channels=channels,
     )
+
+
+def _methods_of(detectors: Iterable[str]) -> set[str]:
+    return {detector_of(name).method for name in detectors}
 
 
 def _channels_of(card: DetectorCard) -> str:
@@ -134,8 +149,7 @@ def _channels_of(card: DetectorCard) -> str:
 
 def encodes_t1w(settings: Settings) -> bool:
     """Return whether a detector of a run uses the T1w beside the PET."""
-    svm = any(DETECTORS[name].method == "svm" for name in settings.detectors)
-    return svm and settings.channels == CHANNELS[1]
+    return "svm" in _methods_of(settings.detectors) and settings.channels == CHANNELS[1]
 
 
 def _is_skewed(settings: Settings) -> bool:
@@ -334,7 +348,7 @@ def _plan_set(
     makers = [by_label[image.participant] for image in trained if not image.real]
     times_mean = times_mean_of_image(trained[0].volumes["pet"])  # equal for all: choose_subjects
     parameters = {
-        **_parameters(settings, fitting),
+        **_parameters(settings, fitting, detectors_of(name, settings)),
         TIMES_MEAN: times_mean,
         **described(cohort, trained),
     }
@@ -615,18 +629,28 @@ def _score_image(
     )
 
 
-def _parameters(settings: Settings, fitting: Fitting) -> dict[str, object]:
-    return {
-        "nu": settings.nu,
-        "gamma": "scale",
+def _parameters(
+    settings: Settings, fitting: Fitting, detectors: Iterable[str]
+) -> dict[str, object]:
+    """Return the parameters of detectors for their card, without those that none of them has."""
+    of_methods: dict[str, dict[str, object]] = {
+        "svm": {
+            "nu": settings.nu,
+            "gamma": "scale",
+            "score_fwhm": settings.fwhm_of_scores,
+            "encoder": dict(fitting.encoder),
+        },
+        "norm": {"fwhm": fitting.fwhm},
+    }
+    parameters: dict[str, object] = {
         "brain_share": BRAIN_SHARE,
-        "fwhm": fitting.fwhm,
         "direction": fitting.direction,
-        "score_fwhm": settings.fwhm_of_scores,
-        "encoder": dict(fitting.encoder),
         "cluster_extent": settings.cluster_extent,
         "min_cluster_size": settings.min_cluster_size,
     }
+    for method in sorted(_methods_of(detectors)):
+        parameters |= of_methods[method]
+    return parameters
 
 
 def _card(study: Study, name: str) -> dict[str, object]:
@@ -687,16 +711,12 @@ def _describe_not_applied(folder: Path, card: DetectorCard, settings: Settings) 
 
 
 def _describe_other_clusters(card: DetectorCard, settings: Settings) -> list[str]:
-    wanted = {
-        "cluster_extent": settings.cluster_extent,
-        "min_cluster_size": settings.min_cluster_size,
-    }
+    values = vars(settings)
     return [
-        f"--{name.replace('_', '-')} is {value:g}, but was {card.parameters.get(name)} when the "
-        "clusters of controls were counted: expected_in_control and false clusters per control do "
-        "not apply"
-        for name, value in wanted.items()
-        if card.parameters.get(name) != value
+        f"--{name.replace('_', '-')} is {values[name]:g}, but was {value} for the clusters of "
+        "controls: patients are not compared with controls, so expected_in_control and false "
+        "clusters per control are n/a, and --expected-false keeps all clusters"
+        for name, value in other_clusters(card, values).items()
     ]
 
 

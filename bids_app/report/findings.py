@@ -22,6 +22,7 @@ from bids_app.errors import Mri2petError
 from bids_app.imaging.volume import Mask
 from bids_app.nifti import Image
 from bids_app.report.anomalies import (
+    NO_CONTROLS,
     Scores,
     control_scores,
     describe_place,
@@ -124,9 +125,10 @@ def findings_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> list
         and not anomaly.held_out
         and (run_paths is None or anomaly.paths["statmap"] in run_paths)
     ]
-    applied, faults = detector_of_run(read_record(output_dir, "group")), Faults(output_dir)
-    cards = find_cards(output_dir, {anomaly.training_set for anomaly in shown}, applied, faults)
-    scores = control_scores(cards, faults)
+    record, faults = read_record(output_dir, "group"), Faults(output_dir)
+    sets = {anomaly.training_set for anomaly in shown}
+    cards = find_cards(output_dir, sets, detector_of_run(record), faults)
+    scores = control_scores(cards, record["settings"], faults)
     return [
         _findings_of_pet(output_dir, [anomaly for anomaly in shown if anomaly.stem == stem], scores)
         for stem in dict.fromkeys(anomaly.stem for anomaly in shown)
@@ -208,7 +210,7 @@ def _summarize(lead: Anomaly, scores: Scores) -> str:
     strongest = f"The strongest cluster found by {detector} ({place})"
     n_strong, n_controls = _count_controls(first, lead, scores)
     if not n_controls:
-        return f"{strongest} cannot be compared with healthy people: no control was held out."
+        return f"{strongest} cannot be compared with healthy people: {NO_CONTROLS}."
     if not n_strong:
         return f"{strongest} is stronger than every cluster of {n_controls} held-out controls."
     sentence = f"{strongest} is matched or exceeded in {n_strong} of {n_controls} held-out controls"
@@ -235,7 +237,7 @@ def _describe_cluster(
         f"{n_strong} of {n_controls} held-out controls {_have(n_strong)} a cluster as strong."
     )
     sentences = [
-        compared if n_controls else "No control was held out to compare it with.",
+        compared if n_controls else f"It is not compared with controls: {NO_CONTROLS}.",
         f"Peak score {format_score(cluster.peak_score)} at {peak} mm; centre at "
         f"{place_of(cluster)} mm.",
     ]

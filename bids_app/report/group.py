@@ -7,13 +7,14 @@ from typing import Final, Unpack
 
 from bids_app.derivatives.detections import Anomaly, Listed, find_anomalies
 from bids_app.derivatives.paths import resolution_label
-from bids_app.detection.card import Control, DetectorCard
+from bids_app.detection.card import OF_CLUSTERS, Control, DetectorCard
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.detectors import LEADING, needing_synthetic, rank_of
 from bids_app.detection.distribution import compare_kinds
 from bids_app.detection.evaluation import FALSE_RATES, CurvePoint, FreePoint, McNemarTest, point_at
 from bids_app.errors import NAMED_AT_MOST, count_noun, name_some
 from bids_app.report.anomalies import (
+    NO_CONTROLS,
     UNITS,
     Detected,
     DetectorKey,
@@ -370,8 +371,8 @@ def _calibration(detected: Detected) -> list[str]:
         sets = f"Training set{'s' * (len(names) > 1)} {enumerate_words(names)}"
         if not n_controls:
             sentences.append(
-                f"{sets}: no control was held out, so the number of such clusters in healthy "
-                "people is unknown."
+                f"{sets}: {NO_CONTROLS}, so the number of such clusters in healthy people is "
+                "unknown."
             )
         elif n_controls < FEW:
             sentences.append(
@@ -433,7 +434,7 @@ def write_group_report(
     """
 
     def gather(record: RunSummary) -> dict[str, object]:
-        detected = find_detected(output_dir, detector_of_run(record))
+        detected = find_detected(output_dir, detector_of_run(record), record["settings"])
         space = f"{template}_res-{resolution_label(resolution)}"
         patients = detected.participants
         return {
@@ -450,6 +451,7 @@ def write_group_report(
                 (_page(label), name_visit(label, None)) for label in patients[MOST_PICTURED:]
             ],
             "methods": _methods(detected, record),
+            "no_controls": NO_CONTROLS,
             **_detectors(detected),
             **_results(detected),
         }
@@ -457,20 +459,18 @@ def write_group_report(
     return write_report(output_dir, NAME, summary, "group.html", gather)
 
 
-OF_PATIENTS = ("cluster_extent", "min_cluster_size")  # of this run, whatever a card says
-
-
 def write_group_methods(output_dir: Path) -> str:
     """Return the methods paragraph of the last run, as plain text."""
     record = read_record(output_dir, NAME)
-    return _methods(find_detected(output_dir, detector_of_run(record)), record)
+    detected = find_detected(output_dir, detector_of_run(record), record["settings"])
+    return _methods(detected, record)
 
 
 def _methods(detected: Detected, record: RunSummary) -> str:
     settings = describe_settings(record["settings"])
     parameters = [flatten(card.parameters) for card in detected.cards.values()]
     by_name = {key.rpartition(".")[2]: v for flat in parameters for key, v in flat.items()}
-    own = {name: value for name, value in record["settings"].items() if name in OF_PATIENTS}
+    own = {name: value for name, value in record["settings"].items() if name in OF_CLUSTERS}
     return group_methods(detected, record["versions"], {**settings, **by_name, **flatten(own)})
 
 
