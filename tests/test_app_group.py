@@ -40,6 +40,7 @@ from nipype.interfaces.io import BIDSDataGrabber
 
 from bids_app import nifti, templates
 from bids_app.app import group, participant
+from bids_app.app.run import RELEASE
 from bids_app.cli import main, parse
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.detections import (
@@ -813,7 +814,9 @@ def test_clusters_are_kept_down_to_the_score_that_controls_seldom_have(out, tmp_
     sums = control_sum_scores(read_control_clusters(there / "detectors" / "real"), "zscore")
     fewer = 0
     for label in PATIENTS:
-        (told,) = (there / ".work" / "clusters" / "real" / "zscore").glob(f"*_sub_{label}_*.json")
+        (told,) = (there / ".work" / RELEASE / "clusters" / "real" / "zscore").glob(
+            f"*_sub_{label}_*.json"
+        )
         scores = [cluster["sum_score"] for cluster in read_json(told)["clusters"]][:10]
         expected = [
             sum(other >= one for own in sums for other in own) / len(sums) for one in scores
@@ -943,7 +946,10 @@ def test_a_run_that_was_killed_at_a_slab_goes_on_to_the_same_files(out, tmp_path
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, *options], stderr=subprocess.DEVNULL, env=environment
     )
-    graph, ends = there / ".work" / "mri2pet_group" / "real_wf" / "ocsvm_wf", time.monotonic() + 300
+    graph, ends = (
+        there / ".work" / RELEASE / "mri2pet_group" / "real_wf" / "ocsvm_wf",
+        time.monotonic() + 300,
+    )
     while not (graph / "slab_2_1" / "voxels.safetensors").exists():
         assert process.poll() is None
         assert time.monotonic() < ends

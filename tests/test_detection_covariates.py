@@ -96,6 +96,7 @@ def test_a_quantity_that_is_the_same_in_all_is_named():
     [
         (["b", "a", "c", "b", "c"], ["scanner is 'a' in only one control"]),
         (["b", "a", "a", "b", "c"], ["scanner is 'c' in only one control"]),
+        (["b", "a", "b", "c"], ["scanner is 'a' or 'c' in only one control each"]),
         (["b", "a", "b", "a"], []),
         ([0.0, 1.0, 0.0, 0.0], ["scanner is 1 in only one control"]),
         ([1.0, 2.0, 3.0, 3.0], []),  # a quantity

@@ -52,6 +52,7 @@ from bids_app.plan.detectors import (
     CHECKS,
     CLUSTERS,
     checks_of,
+    describe_other_windows,
     describe_version,
     detectors_of,
     detectors_to_apply,
@@ -409,7 +410,8 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
     settings = resolve_detectors(settings, card)
     version = run_record.versions["mri2pet"]
     subjects = choose_subjects(settings, controls=card is None, version=version)
-    subjects = replace(subjects, notes=(*grid, *subjects.notes))
+    windows = [] if card is None else describe_other_windows(card, subjects.patients)
+    subjects = replace(subjects, notes=(*grid, *windows, *subjects.notes))
     subjects = take_covariates(settings, subjects, card)
     if not subjects.patients:
         raise error_of(subjects.problems)

@@ -45,9 +45,9 @@ from bids_app.derivatives.description import (
     start_dataset,
 )
 from bids_app.derivatives.find import describe_coverage
-from bids_app.derivatives.sidecars import read_derivative
+from bids_app.derivatives.sidecars import SLOPPY, read_derivative
 from bids_app.derivatives.tables import finish_dataset
-from bids_app.errors import MissingInputError, Mri2petError, count_noun, name_some
+from bids_app.errors import MissingInputError, Mri2petError, UsageError, count_noun, name_some
 from bids_app.files import read_tsv
 from bids_app.generators import GeneratorChoice, describe_namesakes
 from bids_app.plan.estimate import estimate_participants, seconds_spared
@@ -102,6 +102,8 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
         aside = [*problems_of(selection), *early]
         if not (plans or done):
             raise error_of(aside)
+        if settings.sloppy and settings.stage != "synthesize":
+            refuse_better(plans)
         if replaced := describe_replaced(plans, run):
             console.warn(replaced)
         selection = _report_namesakes(selection, run, console)
@@ -130,6 +132,26 @@ def _select(settings: Settings, console: Console) -> Selection:
     if settings.dry_run:
         console.report_selection(selection, settings.bids_dir)
     return selection
+
+
+def refuse_better(plans: Sequence[VisitPlan]) -> None:
+    """Check that a sloppy run replaces no results of a full one.
+
+    Images on another grid of the template have other names, but the T1w, the transforms, and all
+    images on the grid of the T1w have the same.
+
+    Raises
+    ------
+    UsageError
+        If it would.
+    """
+    own = {plan.label: read_derivative(plan.paths.t1w).metadata for plan in plans}
+    better = [label for label, metadata in own.items() if metadata and not metadata.get(SLOPPY)]
+    if better:
+        raise UsageError(
+            f"--sloppy: would replace results of {name_some(better)} that were made without it; "
+            "choose another output folder"
+        )
 
 
 def describe_replaced(plans: Sequence[VisitPlan], run: ParticipantPlan) -> str:

@@ -176,9 +176,9 @@ def describe_single_levels(controls: Mapping[str, Sequence[Cell]]) -> list[str]:
         texts = [text_of(cell) for cell in cells]
         are_levels = isinstance(cells[0], str) or len({*texts}) == 2 < len(texts)
         single = [level for level in sorted({*texts}) if texts.count(level) == 1]
-        for level in single if are_levels else ():
-            shown = f"{level!r:.40}" if isinstance(cells[0], str) else level
-            sentences.append(f"{name} is {shown} in only one control")
+        if are_levels and single:
+            shown = " or ".join(f"{x!r:.40}" if isinstance(cells[0], str) else x for x in single)
+            sentences.append(f"{name} is {shown} in only one control{' each' * (len(single) > 1)}")
     return sentences
 
 

@@ -42,7 +42,13 @@ from bids_app.detection.slabs import cut_slabs, thickness_of
 from bids_app.errors import Mri2petError, UnusableDataError, UsageError
 from bids_app.files import object_at, place_in
 from bids_app.generators import is_one_of
-from bids_app.plan.cohort import Participant, Subjects, SyntheticMaker
+from bids_app.plan.cohort import (
+    Participant,
+    Subjects,
+    SyntheticMaker,
+    describe_windows,
+    usual_window,
+)
 from bids_app.plan.group import (
     assign_folds,
     atlas_of,
@@ -74,7 +80,8 @@ BRAIN_SHARE = 0.9  # of controls; our choice
 BYTES = 4  # per float
 CLUSTERS = "clusters"  # folder of the clusters of all images, in the work folder
 CHECKS = "checks"  # folder of the comparisons of synthetic with real PET, there
-GENERATORS, TIMES_MEAN = "synthetic_generators", "times_mean"  # keys among a card's parameters
+# Keys among a card's parameters
+GENERATORS, TIMES_MEAN, WINDOW = "synthetic_generators", "times_mean", "window_after_injection"
 INTENDED_USE = (
     "Mapping deviations from healthy controls in FDG PET acquired and preprocessed like the "
     "training set. For research only; not a basis for decisions about a patient."
@@ -347,9 +354,11 @@ def _plan_set(
     by_label = {control.label: control.maker for control in cohort.controls}
     makers = [by_label[image.participant] for image in trained if not image.real]
     times_mean = times_mean_of_image(trained[0].volumes["pet"])  # equal for all: choose_subjects
+    window = usual_window(image.volumes["pet"] for image in trained if image.real)
     parameters = {
         **_parameters(settings, fitting, detectors_of(name, settings)),
         TIMES_MEAN: times_mean,
+        **({} if window is None else {WINDOW: [*window]}),
         **described(cohort, trained),
     }
     for detector in detectors_of(name, settings):
@@ -509,6 +518,17 @@ def refuse_card(
     _refuse_other_scales(folder, card, patients)
     for detector in needing_synthetic(detectors):
         _refuse_other_generators(detector, folder, card, patients)
+
+
+def describe_other_windows(card: DetectorCard, patients: Sequence[Participant]) -> list[str]:
+    """Describe patients whose PET was measured at another time than those of a detector's controls.
+
+    See :func:`bids_app.plan.cohort.describe_windows`.
+    """
+    match card.parameters.get(WINDOW):
+        case [int() | float() as start, int() | float() as end]:
+            return describe_windows(patients, (float(start), float(end)))
+    return []
 
 
 def _is_of_dataset(folder: Path, card: DetectorCard, output_dir: Path) -> bool:
