@@ -803,7 +803,7 @@ def test_covariates_that_cannot_be_taken_out_are_refused(out, tmp_path, capsys, 
     assert words in " ".join(capsys.readouterr().err.split())
 
 
-def test_clusters_are_kept_down_to_the_score_that_controls_seldom_have(out, tmp_path):
+def test_clusters_are_kept_down_to_the_score_that_controls_seldom_have(out, tmp_path, capsys):
     there = copy_of(out, tmp_path, *MADE)
     wanted = ("--detectors", "zscore", "--cluster-extent", "0.1", "--expected-false", "0.5")
     with without_pages():
@@ -829,6 +829,12 @@ def test_clusters_are_kept_down_to_the_score_that_controls_seldom_have(out, tmp_
             labels, _ = load(result(there, label, "desc-zscore_dseg.nii.gz", space))
             assert set(np.unique(labels)) == {0, *seldom}
     assert fewer > 0
+    assert "first cluster, real zscore, kept or not" in capsys.readouterr().err
+    page = (there / "group.html").read_text(encoding="utf-8")
+    assert (
+        "<code>--expected-false</code> has no effect on it" in page or "No lesion is known" in page
+    )
+    assert "dot per person (0 for patients without a cluster that is kept)." in page
 
 
 def test_clusters_found_otherwise_than_those_of_controls_are_not_compared_with_them(
@@ -837,8 +843,10 @@ def test_clusters_found_otherwise_than_those_of_controls_are_not_compared_with_t
     there = without_controls(out, tmp_path)
     wanted = ("--cluster-extent", "0.1", "--expected-false", "0.5", *knowledge(out.parent))
     detector = ("--detector", str(out / "detectors" / "real"), "--detectors", "zscore")
-    assert main(arguments(there, *detector, *wanted)) == 0
     note = "--cluster-extent is 0.1, but was 0.02 for the clusters of controls: patients are not"
+    assert main(arguments(there, *detector, *wanted, "--dry-run")) == 0
+    assert " ".join(capsys.readouterr().err.split()).count(note) == 1
+    assert main(arguments(there, *detector, *wanted)) == 0
     assert note in " ".join(capsys.readouterr().err.split())
     page = unescape(" ".join((there / "group.html").read_text(encoding="utf-8").split()))
     assert page.count(note) == 1

@@ -227,7 +227,10 @@ def test_a_control_has_one_visit_and_a_patient_all_that_have_a_pet(out, rng):
     assert [(control.label, control.session) for control in people.controls][-1] == ("04", "b")
     visits = [(patient.label, patient.session) for patient in people.patients]
     assert visits == [("p1", None), ("p2", None), ("p3", "b"), ("p3", "c")]
-    assert people.notes == ("sub-p3 ses-a: not used, no real PET",)
+    assert people.notes == (
+        "sub-04 ses-c: not used, an earlier session is used instead",
+        "sub-p3 ses-a: not used, no real PET",
+    )
 
 
 @pytest.mark.parametrize(

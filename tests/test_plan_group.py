@@ -266,7 +266,9 @@ def test_a_fold_is_trained_on_two_controls_at_least(kinds, training_set):
     trained = choose_training_images(training_set, controls, "all")
     with pytest.raises(UnusableDataError, match=r"has 1 control\(s\) to train on") as told:
         split(trained, controls, assign_folds(controls, 2, 0), 2, 0)
-    assert f"{told.value}".endswith("but needs 2; add controls, or choose more --folds")
+    assert f"{told.value}".endswith("but needs 2; add controls, or choose --folds 3")
+    with pytest.raises(UnusableDataError, match=r"but needs 2; add controls$"):
+        split(trained[:2], controls[:2], assign_folds(controls[:2], 2, 0), 2, 0)
     folds = split(trained, controls, assign_folds(controls, 3, 0), 3, 0)  # as the sentence advises
     assert all(len({*map(owner, fold.training)}) == 2 for fold in folds)
 

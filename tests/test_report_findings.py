@@ -253,7 +253,7 @@ def test_a_patient_without_clusters_is_told(cohort):
     for path in cohort.out.glob("sub-P1/pet/*_clusters.tsv"):
         write_tsv(path, list(read_tsv(path)[0]), [])
     (told,) = findings_of(cohort.out, "P1", (T,))
-    assert told["summary"] == "No cluster was found by z score."
+    assert told["summary"] == "No cluster of z score was found."
     assert told["clusters"] == []
 
 

@@ -363,7 +363,9 @@ def top_clusters(images: Iterable[ImageClusters]) -> Mapping[str, list[str]]:
     lines: dict[str, list[str]] = {}
     for image in images:
         if not image.scored_image.control:
-            line = f"{image.scored_image.label}: {_describe_first(image)}"
+            session = image.scored_image.image.session
+            visit = image.scored_image.label + (f" ses-{session}" if session else "")
+            line = f"{visit}: {_describe_first(image)}"
             lines.setdefault(" ".join(image.row), []).append(line)
     return lines
 
@@ -491,10 +493,10 @@ def _refuse(
     cohort = assume_cohort(study, usable, synthetic=_needs_synthetic(settings, card))
     notes = list[str]()
     try:
-        if card is None:
+        if settings.detector is None or card is None:
             notes = refuse_sets(study, settings, cohort)
         else:
-            refuse_applied(card, settings, cohort)
+            notes = refuse_applied(study, settings, cohort, settings.detector, card)
     except Mri2petError:
         early = () if settings.dry_run else subjects.problems  # already reported by a dry run
         report_notes(console, [], [*early, *usable.problems])  # lost subjects may be the cause
@@ -726,8 +728,9 @@ def _close(
     console: Console,
 ) -> int:
     """Print the first cluster of each patient and the last line, and return the exit code."""
+    selective = settings.expected_false is not None
     for name, lines in top_clusters(images).items():
-        console.say(f"first cluster, {name}")
+        console.say(f"first cluster, {name}{', kept or not' if selective else ''}")
         for line in lines:
             console.say(f"  {line}")
     mapped = {image.subject for image in images if not image.scored_image.control}

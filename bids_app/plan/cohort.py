@@ -582,7 +582,8 @@ def _controls(
 ) -> tuple[list[Participant], list[str], list[Problem]]:
     """Choose controls, each by a visit of the requested sessions if there is one."""
     visits, failed, early = _find(settings, labels)
-    candidates, errors = _look_at(_in_sessions(visits, settings), settings)
+    wanted = _in_sessions(visits, settings)
+    candidates, errors = _look_at(wanted, settings)
     in_sessions = [candidate for candidate in candidates if _rank(candidate)]
     found = {candidate.label for candidate in in_sessions}
     others, more = _look_at((visit for visit in visits if visit.subject not in found), settings)
@@ -596,6 +597,7 @@ def _controls(
             sentence = f"{label_of(visit)}: {error}"
             problems.append(Problem(control.label, sentence, error.exit_code))
     notes = [*chain(*failed.values())]
+    notes += _describe_other_visits([visit for visit in wanted if visit.pets], chosen)
     in_trouble = {problem.subject for problem in problems}
     for control in chosen:
         if _rank(control) == 0 and control.label not in in_trouble:

@@ -287,16 +287,27 @@ def refuse_sets(study: Study, settings: Settings, cohort: Subjects) -> list[str]
     return list(dict.fromkeys(notes))
 
 
-def refuse_applied(card: DetectorCard, settings: Settings, cohort: Subjects) -> None:
+def refuse_applied(
+    study: Study, settings: Settings, cohort: Subjects, folder: Path, card: DetectorCard
+) -> list[str]:
     """Check that some patient has the images that detectors trained before need.
+
+    Returns the notes of :func:`plan_applied`.
 
     Raises
     ------
     UnusableDataError
         See :func:`plan_applied`.
     """
+    notes = [
+        *describe_version(card, study.versions["mri2pet"]),
+        *_describe_not_applied(folder, card, settings),
+        *_describe_namesakes(folder, card, cohort, study.output_dir),
+        *_describe_other_clusters(card, settings),
+    ]
     for detector in detectors_to_apply(card, settings):
-        _usable_by(detector, cohort)
+        notes += _usable_by(detector, cohort)[1]
+    return notes
 
 
 def detectors_of(training_set: str, settings: Settings) -> list[str]:
@@ -775,7 +786,6 @@ def plan_applied(
     UnusableDataError
         If no patient has the synthetic PET that a detector compares with.
     """
-    version = study.versions["mri2pet"]
     made_by = describe_card(
         study.output_dir,
         folder,
@@ -783,16 +793,10 @@ def plan_applied(
         version=card.version,
         sha256=card_sha256(folder),
     )
-    notes = [
-        *describe_version(card, version),
-        *_describe_not_applied(folder, card, settings),
-        *_describe_namesakes(folder, card, cohort, study.output_dir),
-        *_describe_other_clusters(card, settings),
-    ]
+    notes = refuse_applied(study, settings, cohort, folder, card)
     scored = list[ScoredImage]()
     for detector in detectors_to_apply(card, settings):
-        usable, more = _usable_by(detector, cohort)
-        notes += more
+        usable, _ = _usable_by(detector, cohort)
         origin = _origin(study, settings, cohort, detector, card.name, card=made_by)
         scored += _score_images(study, origin, study.output_dir, usable, [])
     fwhm = float(str(card.parameters.get("fwhm", ZSCORE_FWHM)))

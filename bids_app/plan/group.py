@@ -224,7 +224,8 @@ def split(
     UnusableDataError
         If a fold is left with fewer than two controls to train on.
     """
-    parts = []
+    parts, people = [], len({image.participant for image in trained})
+    more = f", or choose --folds {people}" if folds < people > FEWEST else ""
     scored = [control.stored_pet for control in controls if control.stored_pet is not None]
     for number in range(1, folds + 1):
         training = [image for image in trained if fold_of[image.participant] != number]
@@ -233,7 +234,7 @@ def split(
         if count < FEWEST:
             raise UnusableDataError(
                 f"fold {number} has {count} control(s) to train on, but needs {FEWEST}; add "
-                "controls, or choose more --folds"
+                f"controls{more}"
             )
         parts.append(Fold(number, training, held_out, seed_of(seed, "encoder", number)))
     return parts

@@ -86,6 +86,22 @@ def place_of(cluster: Cluster) -> str:
     return write_place(cluster.x, cluster.y, cluster.z)
 
 
+def describe_absence(settings: Mapping[str, object]) -> str:
+    """Return why there is no cluster, after "No cluster"; ``settings`` are options of the run.
+
+    Examples
+    --------
+    >>> describe_absence({})
+    'was found'
+    >>> describe_absence({"expected_false": 0.5})
+    'is as rare in controls as --expected-false 0.5 asks for'
+    """
+    limit = settings.get("expected_false")
+    if not isinstance(limit, int | float):
+        return "was found"
+    return f"is as rare in controls as --expected-false {limit:g} asks for"
+
+
 def write_place(*place: float) -> str:
     """Format a position in mm, RAS+, rounded to whole mm.
 

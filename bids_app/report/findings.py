@@ -25,6 +25,7 @@ from bids_app.report.anomalies import (
     NO_CONTROLS,
     Scores,
     control_scores,
+    describe_absence,
     describe_place,
     find_cards,
     format_score,
@@ -129,20 +130,21 @@ def findings_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> list
     sets = {anomaly.training_set for anomaly in shown}
     cards = find_cards(output_dir, sets, detector_of_run(record), faults)
     scores = control_scores(cards, record["settings"], faults)
+    absence = describe_absence(record["settings"])
     return [
-        _findings_of_pet(output_dir, [anomaly for anomaly in shown if anomaly.stem == stem], scores)
+        _findings_of_pet(output_dir, [a for a in shown if a.stem == stem], scores, absence)
         for stem in dict.fromkeys(anomaly.stem for anomaly in shown)
     ]
 
 
 def _findings_of_pet(
-    output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores
+    output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores, absence: str
 ) -> dict[str, object]:
     anomalies = leading_first(anomalies)
     lead = anomalies[0]
     entry: dict[str, object] = {
         "name": lead.name,
-        "summary": _summarize(lead, scores),
+        "summary": _summarize(lead, scores, absence),
         "clusters": [
             Found(*_describe_cluster(c, lead, scores), None) for c in lead.clusters[:FIRST]
         ],
@@ -200,11 +202,11 @@ def _count_controls(cluster: Cluster, lead: Anomaly, scores: Scores) -> tuple[in
     return sum(max(sums, default=-np.inf) >= cluster.sum_score for sums in controls), len(controls)
 
 
-def _summarize(lead: Anomaly, scores: Scores) -> str:
+def _summarize(lead: Anomaly, scores: Scores, absence: str) -> str:
     """Summarize the findings in one sentence."""
     detector = name_of(lead.detector)
     if not lead.clusters:
-        return f"No cluster was found by {detector}."
+        return f"No cluster of {detector} {absence}."
     first = lead.clusters[0]
     place = f"{describe_place(first)}, {format_volume(first.volume)} cm³"
     strongest = f"The strongest cluster found by {detector} ({place})"

@@ -19,6 +19,7 @@ from bids_app.report.anomalies import (
     Detected,
     DetectorKey,
     cells_of,
+    describe_absence,
     find_detected,
     format_score,
     in_rank,
@@ -176,7 +177,7 @@ def summaries_of(detected: Detected, calibrations: Sequence[Calibration]) -> lis
     """Summarize each detector in a line.
 
     The cells are its name, its number of clusters, the patients beyond all controls, and the
-    lesions found by the first and by all clusters.
+    lesions found by the first and by the first clusters up to the end of the curve.
     """
     return [_summary(detected, calibration) for calibration in calibrations]
 
@@ -452,6 +453,8 @@ def write_group_report(
             ],
             "methods": _methods(detected, record),
             "no_controls": NO_CONTROLS,
+            "absence": describe_absence(record["settings"]),
+            "selective": isinstance(record["settings"].get("expected_false"), int | float),
             **_detectors(detected),
             **_results(detected),
         }
@@ -584,6 +587,7 @@ def _results(detected: Detected) -> dict[str, object]:
     calibrations = calibrations_of(detected)
     return {
         "evaluated": bool(detected.curve),
+        "most": max((point.clusters for point in detected.curve), default=0),
         "summaries": summaries_of(detected, calibrations),
         "tables": [cluster_table(detected, key) for key in sorted(detected.detectors, key=_lead)],
         "curve": draw_detection(detected),

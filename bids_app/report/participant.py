@@ -29,6 +29,7 @@ from bids_app.report.anomalies import (
     OWN_PLACE,
     cells_of,
     control_scores,
+    describe_absence,
     find_cards,
     is_rare,
     lesions_known,
@@ -82,10 +83,10 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[
         Dictionary with ``parts``, the results of the detectors of the primary training set for each
         PET; ``others``, those of other training sets; ``control``, whether the participant is a
         control, scored by folds that left it out; ``no_controls``, why there are no expected counts
-        if there are none; ``placed``, whether any table gives the places of
-        clusters on the participant's own T1w; ``viewers``, one per PET; and ``niivue``, the script
-        that they need. Maps left over from an earlier run come last, and are in no viewer if the
-        last run has mapped the participant. None if there is no score map.
+        if there are none; ``absence``, why there is no cluster; ``placed``, whether any table gives
+        the places of clusters on the participant's own T1w; ``viewers``, one per PET; and
+        ``niivue``, the script that they need. Maps left over from an earlier run come last, and are
+        in no viewer if the last run has mapped the participant. None if there is no score map.
     """
     anomalies = leading_first(find_anomalies(output_dir, subject, spaces=spaces))
     if not anomalies:
@@ -108,6 +109,7 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[
         "control": any(anomaly.held_out for anomaly in recent),
         "placed": any(part["placed"] for part in parts),
         "no_controls": NO_CONTROLS,
+        "absence": describe_absence(read_record(output_dir, GROUP)["settings"]),
         "viewers": list(viewers.values()),
         "niivue": library() if any(pet_viewer["viewer"] for pet_viewer in viewers.values()) else "",
     }
