@@ -439,6 +439,9 @@ def test_a_sloppy_run_replaces_no_results_of_a_full_one(raw, out, tmp_path, caps
     there = shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns(".work"))
     options = ("--skip-bids-validation", "--resolution", "5", "--participant-label", "01")
     assert main(arguments(raw, there, *options, "--dry-run")) == 0  # of another sloppy run
+    said = " ".join(capsys.readouterr().err.split())
+    assert "results of sub-01" in said
+    assert "exist on another grid: those in template space are kept, but images on" in said
     for path in there.glob("sub-01/**/anat/*_desc-preproc_T1w.json"):
         told = json.loads(path.read_text())
         assert told.pop("Sloppy") is True

@@ -104,7 +104,7 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
             raise error_of(aside)
         if settings.sloppy and settings.stage != "synthesize":
             refuse_better(plans)
-        if replaced := describe_replaced(plans, run):
+        for replaced in filter(None, (describe_replaced(plans, run), describe_regridded(plans))):
             console.warn(replaced)
         selection = _report_namesakes(selection, run, console)
         if settings.dry_run:
@@ -166,6 +166,23 @@ def describe_replaced(plans: Sequence[VisitPlan], run: ParticipantPlan) -> str:
         f"{run.output_dir}: contains results of {name_some(sorted(labels))} from the dataset "
         f"{before[-1]!r}, which this run replaces by those of {now[-1]!r}; if these are other "
         "people, choose another output folder"
+    )
+
+
+def describe_regridded(plans: Sequence[VisitPlan]) -> str:
+    """Describe visits with results on another grid, some of which a run replaces; or ``""``."""
+    labels = [
+        plan.label
+        for plan in plans
+        if not plan.paths.t1w_in_template.exists()
+        and any(plan.paths.t1w.parent.glob("*_space-*_res-*_desc-preproc_T1w.nii.gz"))
+    ]
+    if not labels:
+        return ""
+    return (
+        f"results of {name_some(labels)} exist on another grid: those in template space are kept, "
+        "but images on the grid of the T1w, and tables of regions, are replaced by those of this "
+        "run; to keep both, choose another output folder"
     )
 
 
