@@ -37,6 +37,7 @@ from cohorts import (
 )
 from nilearn.image import load_img
 from nipype.interfaces.io import BIDSDataGrabber
+from scipy import ndimage
 
 from bids_app import nifti, templates
 from bids_app.app import group, participant
@@ -835,6 +836,41 @@ def test_clusters_are_kept_down_to_the_score_that_controls_seldom_have(out, tmp_
         "<code>--expected-false</code> has no effect on it" in page or "No lesion is known" in page
     )
     assert "dot per person (0 for patients without a cluster that is kept)." in page
+
+
+def test_a_few_lines_of_numpy_and_scipy_give_the_same_z_maps(out):
+    """From the images alone: folds, common brain, smoothing within it, t, and mean over folds."""
+    fold_of = {c.participant: c.fold for c in read_card(out / "detectors" / "real").controls}
+
+    def volume(label, name, folder="pet"):
+        trc = "_trc-18FFDG" * (folder == "pet")
+        path = out / f"sub-{label}" / folder / f"sub-{label}{trc}_space-{TEMPLATE}_res-4_{name}"
+        return load(path.with_name(f"{path.name}.nii.gz"))[0].astype(float)
+
+    def smooth(volume):
+        return ndimage.gaussian_filter(volume, 8 / np.sqrt(8 * np.log(2)) / 4, mode="nearest")
+
+    brains = {label: volume(label, "desc-brain_mask", "anat") > 0 for label in (*REAL, *PATIENTS)}
+    common = np.mean([brains[label] for label in REAL], axis=0) >= 0.9
+    uptake = {}
+    for label, brain in brains.items():
+        inside = common & brain
+        values = smooth(np.where(inside, volume(label, "desc-preproc_pet"), 0))
+        weight = smooth(inside.astype(float))[common]
+        uptake[label] = np.where(inside[common], values[common] / weight, np.nan)
+
+    def score(label, fold):
+        norm = np.stack([uptake[other] for other in REAL if fold_of[other] != fold])
+        sd = norm.std(axis=0, ddof=1)
+        sd = np.maximum(sd, 0.1 * np.median(sd))
+        return (norm.mean(axis=0) - uptake[label]) / (sd * np.sqrt(1 + 1 / len(norm)))
+
+    for label in uptake:
+        folds = [fold_of[label]] if label in fold_of else [1, 2]
+        expected = np.mean([score(label, fold) for fold in folds], axis=0)
+        found = volume(label, "stat-t_desc-zscore_statmap")
+        np.testing.assert_allclose(found[common], expected, atol=1e-3)
+        assert not found[~common].any()
 
 
 def test_clusters_found_otherwise_than_those_of_controls_are_not_compared_with_them(
