@@ -26,6 +26,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from bids_app import nifti
+from bids_app.app.run import RELEASE
 from bids_app.derivatives.detections import root_of, write_curve, write_tests
 from bids_app.detection.clusters import Cluster, separate_lesions
 from bids_app.detection.detectors import DETECTORS
@@ -146,7 +147,9 @@ def run_seed(folder: Path, seed: int, given: argparse.Namespace) -> None:
 def findings(folder: Path, seed: int) -> Iterator[Finding]:
     """Yield the findings of all people of a seed, read from the app's work folder."""
     for (out, training_set), name in SETS.items():
-        for path in sorted((folder / out / ".work" / "clusters" / training_set).glob("*/*.json")):
+        for path in sorted(
+            (folder / out / ".work" / RELEASE / "clusters" / training_set).glob("*/*.json")
+        ):
             told = read_json(path)
             clusters = [Cluster(**values) for values in told["clusters"]]
             lesions = told["lesions"] if told["lesions"] else 0

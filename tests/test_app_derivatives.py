@@ -21,6 +21,7 @@ from phantoms import (
 from scipy import ndimage
 
 from bids_app import nifti
+from bids_app.app.run import RELEASE
 from bids_app.cli import main
 from bids_app.files import read_json
 
@@ -84,7 +85,11 @@ def out(study):
 
 def steps_of(out, visit):
     """List the nodes that have left results in the work folder."""
-    return {path.name for path in (out / ".work" / "mri2pet" / visit).glob("**/*") if path.is_dir()}
+    return {
+        path.name
+        for path in (out / ".work" / RELEASE / "mri2pet" / visit).glob("**/*")
+        if path.is_dir()
+    }
 
 
 def test_what_was_taken_is_not_computed(out):

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
+from html import unescape
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -36,9 +37,11 @@ from cohorts import (
 )
 from nilearn.image import load_img
 from nipype.interfaces.io import BIDSDataGrabber
+from scipy import ndimage
 
 from bids_app import nifti, templates
 from bids_app.app import group, participant
+from bids_app.app.run import RELEASE
 from bids_app.cli import main, parse
 from bids_app.dataset.validation import find_validator
 from bids_app.derivatives.detections import (
@@ -801,15 +804,20 @@ def test_covariates_that_cannot_be_taken_out_are_refused(out, tmp_path, capsys, 
     assert words in " ".join(capsys.readouterr().err.split())
 
 
-def test_clusters_are_kept_down_to_the_score_that_controls_seldom_have(out, tmp_path):
+def test_clusters_are_kept_down_to_the_score_that_controls_seldom_have(out, tmp_path, capsys):
     there = copy_of(out, tmp_path, *MADE)
     wanted = ("--detectors", "zscore", "--cluster-extent", "0.1", "--expected-false", "0.5")
     with without_pages():
         assert main(arguments(there, *wanted)) == 0
+    parameters = read_card(there / "detectors" / "real").parameters
+    assert {"fwhm": 8.0, "cluster_extent": 0.1, "direction": "hypo"}.items() <= parameters.items()
+    assert not {"nu", "gamma", "encoder", "score_fwhm"} & parameters.keys()  # of one-class SVMs
     sums = control_sum_scores(read_control_clusters(there / "detectors" / "real"), "zscore")
     fewer = 0
     for label in PATIENTS:
-        (told,) = (there / ".work" / "clusters" / "real" / "zscore").glob(f"*_sub_{label}_*.json")
+        (told,) = (there / ".work" / RELEASE / "clusters" / "real" / "zscore").glob(
+            f"*_sub_{label}_*.json"
+        )
         scores = [cluster["sum_score"] for cluster in read_json(told)["clusters"]][:10]
         expected = [
             sum(other >= one for own in sums for other in own) / len(sums) for one in scores
@@ -822,6 +830,73 @@ def test_clusters_are_kept_down_to_the_score_that_controls_seldom_have(out, tmp_
             labels, _ = load(result(there, label, "desc-zscore_dseg.nii.gz", space))
             assert set(np.unique(labels)) == {0, *seldom}
     assert fewer > 0
+    assert "first cluster, real zscore, kept or not" in capsys.readouterr().err
+    page = (there / "group.html").read_text(encoding="utf-8")
+    assert (
+        "<code>--expected-false</code> has no effect on it" in page or "No lesion is known" in page
+    )
+    assert "dot per person (0 for patients without a cluster that is kept)." in page
+
+
+def test_a_few_lines_of_numpy_and_scipy_give_the_same_z_maps(out):
+    """From the images alone: folds, common brain, smoothing within it, t, and mean over folds."""
+    fold_of = {c.participant: c.fold for c in read_card(out / "detectors" / "real").controls}
+
+    def volume(label, name, folder="pet"):
+        trc = "_trc-18FFDG" * (folder == "pet")
+        path = out / f"sub-{label}" / folder / f"sub-{label}{trc}_space-{TEMPLATE}_res-4_{name}"
+        return load(path.with_name(f"{path.name}.nii.gz"))[0].astype(float)
+
+    def smooth(volume):
+        return ndimage.gaussian_filter(volume, 8 / np.sqrt(8 * np.log(2)) / 4, mode="nearest")
+
+    brains = {label: volume(label, "desc-brain_mask", "anat") > 0 for label in (*REAL, *PATIENTS)}
+    common = np.mean([brains[label] for label in REAL], axis=0) >= 0.9
+    uptake = {}
+    for label, brain in brains.items():
+        inside = common & brain
+        values = smooth(np.where(inside, volume(label, "desc-preproc_pet"), 0))
+        weight = smooth(inside.astype(float))[common]
+        uptake[label] = np.where(inside[common], values[common] / weight, np.nan)
+
+    def score(label, fold):
+        norm = np.stack([uptake[other] for other in REAL if fold_of[other] != fold])
+        sd = norm.std(axis=0, ddof=1)
+        sd = np.maximum(sd, 0.1 * np.median(sd))
+        return (norm.mean(axis=0) - uptake[label]) / (sd * np.sqrt(1 + 1 / len(norm)))
+
+    for label in uptake:
+        folds = [fold_of[label]] if label in fold_of else [1, 2]
+        expected = np.mean([score(label, fold) for fold in folds], axis=0)
+        found = volume(label, "stat-t_desc-zscore_statmap")
+        np.testing.assert_allclose(found[common], expected, atol=1e-3)
+        assert not found[~common].any()
+
+
+def test_clusters_found_otherwise_than_those_of_controls_are_not_compared_with_them(
+    out, tmp_path, capsys
+):
+    there = without_controls(out, tmp_path)
+    wanted = ("--cluster-extent", "0.1", "--expected-false", "0.5", *knowledge(out.parent))
+    detector = ("--detector", str(out / "detectors" / "real"), "--detectors", "zscore")
+    note = "--cluster-extent is 0.1, but was 0.02 for the clusters of controls: patients are not"
+    assert main(arguments(there, *detector, *wanted, "--dry-run")) == 0
+    assert " ".join(capsys.readouterr().err.split()).count(note) == 1
+    assert main(arguments(there, *detector, *wanted)) == 0
+    assert note in " ".join(capsys.readouterr().err.split())
+    page = unescape(" ".join((there / "group.html").read_text(encoding="utf-8").split()))
+    assert page.count(note) == 1
+    assert "clusters of controls were found with other options, so the number of such" in page
+    assert "held-out control has" not in page.partition("Notes")[0]
+    found = [cluster for listed in read_all_clusters(there) for cluster in listed.clusters]
+    assert found
+    assert {cluster.expected_in_control for cluster in found} == {None}
+    assert read_froc(there) == []
+    assert {point.false_clusters_per_control for point in read_curve(there)} == {None}
+    for label in PATIENTS:
+        report = " ".join((there / f"sub-{label}.html").read_text(encoding="utf-8").split())
+        assert "cannot be compared with healthy people: no control was held out, or" in report
+        assert "Expected counts are unknown: no control was held out, or clusters" in report
 
 
 def test_a_synthetic_pet_of_another_generator_is_not_compared(out, tmp_path, capsys):
@@ -915,7 +990,10 @@ def test_a_run_that_was_killed_at_a_slab_goes_on_to_the_same_files(out, tmp_path
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, *options], stderr=subprocess.DEVNULL, env=environment
     )
-    graph, ends = there / ".work" / "mri2pet_group" / "real_wf" / "ocsvm_wf", time.monotonic() + 300
+    graph, ends = (
+        there / ".work" / RELEASE / "mri2pet_group" / "real_wf" / "ocsvm_wf",
+        time.monotonic() + 300,
+    )
     while not (graph / "slab_2_1" / "voxels.safetensors").exists():
         assert process.poll() is None
         assert time.monotonic() < ends

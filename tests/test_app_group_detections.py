@@ -625,6 +625,7 @@ def test_the_first_cluster_of_each_patient_is_told(run):
     run.add("p2", [9], lesions=1, overlaps=[[0.0]])
     run.add("p3", [9])
     run.add("p4", [])
+    run.add("p5", [9], session="b")
     run.add("p1", [9], detector="zscore", training_set="hybrid")
     place = "left, (-30, 12, 8) mm, 1.5 cm³"
     assert top_clusters(run.seen) == {
@@ -633,6 +634,7 @@ def test_the_first_cluster_of_each_patient_is_told(run):
             f"sub-p2: {place}, not in a lesion",
             f"sub-p3: {place}",
             "sub-p4: no cluster",
+            f"sub-p5 ses-b: {place}",
         ],
         "hybrid zscore": [f"sub-p1: {place}"],
     }

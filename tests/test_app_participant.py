@@ -433,6 +433,26 @@ def test_a_dry_run_tells_and_writes_nothing(raw, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_sloppy_run_replaces_no_results_of_a_full_one(raw, out, tmp_path, capsys, dry):
+    """Even if it is on another grid: images and transforms of the T1w have the same names."""
+    there = shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns(".work"))
+    options = ("--skip-bids-validation", "--resolution", "5", "--participant-label", "01")
+    assert main(arguments(raw, there, *options, "--dry-run")) == 0  # of another sloppy run
+    said = " ".join(capsys.readouterr().err.split())
+    assert "results of sub-01" in said
+    assert "exist on another grid: those in template space are kept, but images on" in said
+    for path in there.glob("sub-01/**/anat/*_desc-preproc_T1w.json"):
+        told = json.loads(path.read_text())
+        assert told.pop("Sloppy") is True
+        path.write_text(json.dumps(told))
+    before = digests(there)
+    assert main(arguments(raw, there, *options, *dry)) == 64
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--sloppy: would replace results of sub-01" in said
+    assert digests(there) == before
+
+
 @pytest.mark.parametrize(
     ("dataset", "name", "told"),
     [("ellipsoids", "T1w.nii", False), ("spheres", "T1w.nii", True), ("spheres", "none", False)],

@@ -1,5 +1,6 @@
 """Execution of participants in order, with each report written as soon as possible."""
 
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,6 +59,24 @@ def test_a_participant_is_told_of_after_the_last_visit_and_before_the_next_one(
         ("b", [first, second], [plans[1].name]),
         ("a", [first, second, third], [plans[1].name]),
     ]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_no_release_goes_on_with_the_intermediate_files_of_another(tmp_path, monkeypatch, given):
+    """Neither with nodes nor with checkpoints, which do not depend on the release otherwise."""
+    out, root = tmp_path / "out", tmp_path / ("work" if given else "out/.work")
+    settings = Settings(Path("/bids"), out, "train", work_dir=root if given else None)
+    own = run.work_dir_of(settings)
+    assert own == root / version("mri2pet").rpartition(".")[0]
+    own.mkdir(parents=True)
+    (root / "mine").mkdir()
+    (root / "1.2").touch()  # not a folder
+    assert run.describe_old_work(settings) == []
+    monkeypatch.setattr(run, "RELEASE", "9.9")
+    assert run.work_dir_of(settings) == root / "9.9"
+    (note,) = run.describe_old_work(settings)
+    assert note.startswith(f"{own}: contains intermediate files of another version, which")
+    assert str(root / "9.9") in note
 
 
 def test_steps_with_words_and_all_that_fail_are_told_of_line_by_line(capsys):

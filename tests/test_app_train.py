@@ -26,6 +26,7 @@ from cohorts import (
 
 from bids_app import nifti
 from bids_app.app import train as training
+from bids_app.app.run import RELEASE
 from bids_app.cli import main, parse
 from bids_app.console import Console
 from bids_app.dataset.validation import find_validator
@@ -63,7 +64,7 @@ def arguments(out, *options, models=(SEMI3D,)):
 
 def trained(out):
     """Return when each fit of the semi-3D row was computed."""
-    graph = out / ".work" / "mri2pet_train" / "semi3d_cyclegan_mse_wf"
+    graph = out / ".work" / RELEASE / "mri2pet_train" / "semi3d_cyclegan_mse_wf"
     fits = graph.glob("train_*/kept.safetensors")
     return {path.parent.name: path.stat().st_mtime_ns for path in fits}
 
@@ -241,7 +242,7 @@ def test_the_report_tells_of_those_who_were_not_used(out):
 
 def test_nothing_unfinished_is_left(out):
     assert not [path for path in out.rglob(".*") if path.name.endswith((".npy", ".safetensors"))]
-    assert not list((out / ".work" / "checkpoints").rglob("*.safetensors"))
+    assert not list((out / ".work" / RELEASE / "checkpoints").rglob("*.safetensors"))
 
 
 @pytest.mark.skipif(find_validator() is None, reason="bids-validator-deno is not installed")
@@ -307,7 +308,7 @@ def test_a_killed_run_goes_on_to_the_same_results(out, tmp_path):
     mark = f"MRI2PET_TEST={tmp_path}"
     environment = {**os.environ, "MRI2PET_TEST": str(tmp_path)}
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
-    checkpoints, ends = there / ".work" / "checkpoints" / SEMI3D, time.monotonic() + 120
+    checkpoints, ends = there / ".work" / RELEASE / "checkpoints" / SEMI3D, time.monotonic() + 120
     while not list(checkpoints.glob("fold-*/checkpoint.safetensors")):
         assert process.poll() is None
         assert time.monotonic() < ends

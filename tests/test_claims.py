@@ -15,7 +15,7 @@ from cohorts import tell, write_controls, write_screened
 from phantoms import add_t1w
 
 from bids_app.app import group as group_level
-from bids_app.app.run import hold
+from bids_app.app.run import RELEASE, hold
 from bids_app.claims import FOLDER, claimed
 from bids_app.cli import main
 from bids_app.console import Console
@@ -110,7 +110,7 @@ def test_a_disk_without_locks_is_told_of(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     settings = Settings(Path("/bids"), tmp_path, "participant", work_dir=tmp_path / "work")
-    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / RELEASE).mkdir(parents=True)
     run_record = RunRecord(date="d", command="c", versions={})
     with hold(settings, run_record, Console(), results=["sub-01"], intermediate=["sub-01"]):
         pass
@@ -126,7 +126,7 @@ def test_neither_the_output_nor_the_work_folder_is_shared_for_the_same_visit(tmp
         places = {name: tmp_path / f"{name}{number}" for name in ("output_dir", "work_dir")}
         places[shared] = tmp_path / shared
         for place in places.values():
-            place.mkdir(exist_ok=True)
+            (place / RELEASE).mkdir(parents=True, exist_ok=True)
         settings = Settings(Path("/bids"), level="participant", **places)
         return hold(settings, run_record, Console(), results=visits, intermediate=visits)
 
@@ -164,9 +164,10 @@ def test_each_level_is_refused_before_it_touches_anything(
     tell(out, groups)
     add_t1w(tmp_path / "raw", "01", rng)
     monkeypatch.setattr(group_level, "_refuse", lambda *_: ([], []))  # tested elsewhere
-    held = tmp_path / "work" if claims == "train" else out
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "node").touch()
+    work = tmp_path / "work" / RELEASE
+    held = work if claims == "train" else out
+    work.mkdir(parents=True)
+    (work / "node").touch()
     words = ["--sloppy", "--folds", "2", "--models", "semi3d-gan", "-w", str(tmp_path / "work")]
     with claim(held, claims):
         before = contents(tmp_path)
@@ -174,7 +175,7 @@ def test_each_level_is_refused_before_it_touches_anything(
         after = contents(tmp_path)
         assert after.keys() - before.keys() <= {
             out / ".mri2pet.lock",
-            tmp_path / "work" / ".mri2pet.lock",
+            work / ".mri2pet.lock",
             out / ".bidsignore",
         }
         assert {path: after[path] for path in before if path.name != ".bidsignore"} == {

@@ -13,6 +13,7 @@ from bids_app.detection.covariates import (
     beyond_controls,
     describe_covariates,
     describe_doubtful_numbers,
+    describe_single_levels,
     encode,
     fit_slopes,
     leverage_of,
@@ -81,6 +82,35 @@ def test_levels_that_nobody_has_are_told_of_also_the_first():
     for seen in ("a", "b", "c", "ab", "bc", "abc"):
         unseen = unseen_levels(rows[np.isin(scanners, [*seen])], description)
         assert unseen == [f"scanner {level!r}" for level in "abc" if level not in seen]
+
+
+def test_a_quantity_that_is_the_same_in_all_is_named():
+    rows, description = rows_of({"site": [0.0, 1.0, 0.0, 0.0], "age": [20.0, 30.0, 40.0, 50.0]})
+    assert unseen_levels(rows, description) == []
+    assert unseen_levels(rows[[0, 2, 3]], description) == ["another site than 0"]
+    assert not fit_slopes([*np.ones((3, 2))], rows[[0, 2, 3]])[0].any()
+
+
+@pytest.mark.parametrize(
+    ("cells", "single"),
+    [
+        (["b", "a", "c", "b", "c"], ["scanner is 'a' in only one control"]),
+        (["b", "a", "a", "b", "c"], ["scanner is 'c' in only one control"]),
+        (["b", "a", "b", "c"], ["scanner is 'a' or 'c' in only one control each"]),
+        (["b", "a", "b", "a"], []),
+        ([0.0, 1.0, 0.0, 0.0], ["scanner is 1 in only one control"]),
+        ([1.0, 2.0, 3.0, 3.0], []),  # a quantity
+    ],
+)
+def test_a_level_of_one_control_is_named(cells, single):
+    assert describe_single_levels({"scanner": cells}) == single
+
+
+def test_about_half_of_an_effect_known_from_one_control_is_removed():
+    for number in (5, 40):
+        rows, _ = rows_of({"scanner": ["a"] * (number - 1) + ["b"]})
+        pets = [*np.zeros((number - 1, 1)), np.ones(1)]
+        assert fit_slopes(pets, rows).item() == pytest.approx(0.5, abs=0.06)
 
 
 @pytest.mark.parametrize(

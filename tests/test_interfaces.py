@@ -143,6 +143,32 @@ def test_frames_that_cannot_be_weighted_are_refused(tmp_path, frames, durations,
         node(ReadPET, tmp_path, pet=frames[1], durations=durations, frames=chosen)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "starts", "window"),
+    [
+        ([], [0.0, 10.0, 30.0, 60.0], [0.0, 100.0]),
+        ([1, 2], [0.0, 10.0, 30.0, 60.0], [10.0, 60.0]),
+        ([3], [-5.0, 5.0, 25.0, 55.0], [55.0, 95.0]),
+        ([], [], None),
+        ([], [0.0, 10.0], None),
+    ],
+)
+def test_when_the_used_frames_were_measured_is_told(tmp_path, frames, chosen, starts, window):
+    durations = [10.0, 20.0, 30.0, 40.0]
+    inputs = {"pet": frames[1], "durations": durations, "frames": chosen, "starts": starts}
+    assert node(ReadPET, tmp_path, **inputs).sidecar.get("WindowAfterInjection") == window
+
+
+def test_one_volume_was_measured_in_all_frames_of_its_sidecar(tmp_path, rng, save):
+    path, timing = (
+        save("in", rng.random(SHAPE).astype(np.float32)),
+        ([600.0, 300.0], [1800.0, 2400.0]),
+    )
+    durations, starts = timing
+    out = node(ReadPET, tmp_path, pet=path, durations=durations, starts=starts, frames=[7])
+    assert out.sidecar["WindowAfterInjection"] == [1800.0, 2700.0]
+
+
 @pytest.mark.parametrize("axes", [(), (1,)])
 @pytest.mark.parametrize("durations", [[], [600.0]])
 def test_a_pet_of_one_volume_needs_no_timing(tmp_path, rng, save, axes, durations):

@@ -345,6 +345,38 @@ def test_zscore_is_the_t_of_a_deficit(root, tmp_path, flat):
     np.testing.assert_allclose(scores[1], 0, atol=1e-4)
 
 
+@pytest.mark.parametrize("detector", ["zscore", "pseudonormal"])
+def test_what_is_outside_a_brain_mask_is_unknown_and_not_an_uptake_of_0(root, tmp_path, detector):
+    """Of a control and of a scored person, whose brain masks end earlier than those of others."""
+    smaller, synthetic = BRAIN.copy(), detector == "pseudonormal"
+    smaller[4:7] = False
+
+    def person(name, value, brain=BRAIN):
+        return store(tmp_path / name, np.where(brain, value, 0), brain)
+
+    made = [person(f"made{n}", 0.5) for n in range(5)] if synthetic else []
+    values = {"a": 0.4, "b": 0.5, "c": 0.6, "d": 0.5}
+    controls = [person(name, value) for name, value in values.items()]
+    controls.append(person("e", 0.5, smaller))
+    out = run(
+        FitNorm,
+        tmp_path / "node",
+        controls=controls,
+        controls_synthetic=made,
+        digests=["a"],
+        **norm_inputs(root, detector, scored=[person("ill", 0.3, smaller), person("too", 0.3)])
+        | {"fwhm": 8.0, "scored_synthetic": made[:2]},
+    )
+    scores = np.load(out.scores)
+    inside = values_of(smaller.astype(np.float32), BRAIN, Slab(0, SHAPE[-1])) > 0
+    assert np.isnan(scores[0][~inside]).all()
+    everywhere = 0.2 / (np.std([*values.values(), 0.5], ddof=1) * np.sqrt(6 / 5))
+    np.testing.assert_allclose(scores[0][inside], everywhere, rtol=1e-4)
+    np.testing.assert_allclose(scores[1][inside], everywhere, rtol=1e-4)
+    of_four = 0.2 / (np.std([*values.values()], ddof=1) * np.sqrt(5 / 4))
+    np.testing.assert_allclose(scores[1][~inside], of_four, rtol=1e-4)
+
+
 def test_pseudonormal_is_the_t_of_synthetic_minus_real(root, tmp_path, flat):
     """Differences of the controls: 0.0, 0.1, 0.2; of the scored person: 0.4."""
     out = run(
@@ -387,7 +419,7 @@ def test_what_is_combined_is_the_mean_of_z_score_and_asymmetry(root, tmp_path):
     known = ~np.isnan(scores["asymmetry"])
     assert known.any()
     expected = (scores["zscore"] + np.nan_to_num(scores["asymmetry"])) / 2
-    np.testing.assert_allclose(scores["combined"], expected, rtol=0.2, atol=0.2)
+    np.testing.assert_allclose(scores["combined"], expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(scores["combined"][~known], scores["zscore"][~known] / 2)
 
 

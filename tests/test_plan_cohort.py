@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError, UsageError
 from bids_app.files import read_json, write_json
 from bids_app.plan.cohort import SyntheticMaker, choose_controls, choose_subjects
+from bids_app.plan.detectors import WINDOW, describe_other_windows
 from bids_app.plan.group import keep_usable, take_covariates
 from bids_app.plan.problems import error_of
 from bids_app.plan.study import plan_study
@@ -225,7 +227,10 @@ def test_a_control_has_one_visit_and_a_patient_all_that_have_a_pet(out, rng):
     assert [(control.label, control.session) for control in people.controls][-1] == ("04", "b")
     visits = [(patient.label, patient.session) for patient in people.patients]
     assert visits == [("p1", None), ("p2", None), ("p3", "b"), ("p3", "c")]
-    assert people.notes == ("sub-p3 ses-a: not used, no real PET",)
+    assert people.notes == (
+        "sub-04 ses-c: not used, an earlier session is used instead",
+        "sub-p3 ses-a: not used, no real PET",
+    )
 
 
 @pytest.mark.parametrize(
@@ -342,6 +347,48 @@ def test_a_control_with_a_t1w_alone_takes_part_by_its_synthetic_pet(out, rng):
     assert people.controls[-1].synthetic == path
     assert people.controls[-1].maker == SyntheticMaker("g", "a" * 64)
     assert people.notes == ("sub-05: not used, neither real nor synthetic PET",)
+
+
+def test_who_was_measured_at_another_time_after_injection_is_named_once(out):
+    assert not [note for note in choose(out).notes if "injection" in note]  # nothing is known
+    windows = {"01": (1800, 3600), "02": (2100, 3900), "p1": (3600, 5400), "p2": (2390, 4200)}
+    for label, window in windows.items():
+        edit(sidecar_path(pet_of(out, label)), WindowAfterInjection=[*window])
+    (note,) = (note for note in choose(out).notes if "injection" in note)
+    assert "controls (median 32 to 62 min): sub-p1 (60 to 90 min); the pattern" in note
+    edit(sidecar_path(pet_of(out, "p1")), WindowAfterInjection=[1800, 4600])  # longer
+    edit(sidecar_path(pet_of(out, "p2")), WindowAfterInjection="soon")
+    (note,) = (note for note in choose(out).notes if "injection" in note)
+    assert "sub-p1 (30 to 77 min); the pattern" in note
+    settings = Settings(Path("/raw"), out, "train", sloppy=True)
+    edit(sidecar_path(pet_of(out, "03")), WindowAfterInjection=[0, 1800])
+    notes = choose_controls(settings, version("mri2pet")).notes
+    assert [note for note in notes if "30 to 60 min): sub-03 (0 to 30 min); the" in note]
+
+
+def test_a_detector_knows_when_its_controls_were_measured(out):
+    edit(sidecar_path(pet_of(out, "p1")), WindowAfterInjection=[3600, 5400])
+    patients = choose(out, controls=False).patients
+    for window, told in (
+        ([1800, 3600], True),
+        ([3600.0, 5000.0], False),
+        (None, False),
+        ("", False),
+    ):
+        card = SimpleNamespace(parameters={WINDOW: window})
+        assert bool(describe_other_windows(card, patients)) is told
+        assert not told or "sub-p1 (60 to 90" in describe_other_windows(card, patients)[0]
+
+
+def test_images_of_sloppy_runs_are_named_unless_the_run_is_one(out):
+    for label in ("02", "p1"):
+        (t1w,) = out.glob(f"sub-{label}/anat/*_desc-preproc_T1w.json")
+        edit(t1w, Sloppy=True)
+    assert not [note for note in choose(out).notes if "--sloppy" in note]
+    settings = Settings(Path("/raw"), out, "group", resolution=4.0)
+    people = choose_subjects(settings, controls=True, version=version("mri2pet"))
+    (note,) = (note for note in people.notes if "--sloppy" in note)
+    assert "for testing only: sub-02, sub-p1; make" in note
 
 
 def test_images_on_different_scales_are_refused(out, rng):
@@ -852,7 +899,8 @@ def test_numbers_that_may_be_codes_are_told_of(out, rng):
     (note,) = adjust(out, told, **{"04": "control"}).notes
     assert note.startswith("--covariates: site has 3 different numbers in 4 controls, and counts")
     write_json(out / "participants.json", {"site": {"Levels": {"1": "A", "2": "B", "3": "C"}}})
-    assert not adjust(out, told, **{"04": "control"}).notes
+    (note,) = adjust(out, told, **{"04": "control"}).notes
+    assert note.startswith("--covariates: site is '2' or '3' in only one control each, so its eff")
 
 
 def test_controls_without_a_real_pet_do_not_decide_what_one_set_knows(out, rng):

@@ -266,7 +266,9 @@ def test_a_fold_is_trained_on_two_controls_at_least(kinds, training_set):
     trained = choose_training_images(training_set, controls, "all")
     with pytest.raises(UnusableDataError, match=r"has 1 control\(s\) to train on") as told:
         split(trained, controls, assign_folds(controls, 2, 0), 2, 0)
-    assert f"{told.value}".endswith("but needs 2; add controls, or choose more --folds")
+    assert f"{told.value}".endswith("but needs 2; add controls, or choose --folds 3")
+    with pytest.raises(UnusableDataError, match=r"but needs 2; add controls$"):
+        split(trained[:2], controls[:2], assign_folds(controls[:2], 2, 0), 2, 0)
     folds = split(trained, controls, assign_folds(controls, 3, 0), 3, 0)  # as the sentence advises
     assert all(len({*map(owner, fold.training)}) == 2 for fold in folds)
 
@@ -486,3 +488,13 @@ def test_left_and_right_are_not_compared_on_a_template_that_is_not_symmetric():
     refuse_settings(settings)
     with pytest.raises(UsageError, match="MNI152NLin2009cAsym is not symmetric"):
         refuse_settings(replace(settings, template="MNI152NLin2009cAsym"))
+
+
+def test_a_norm_is_applied_without_the_options_of_one_class_svms(card):
+    """Its card has none of them, and they change nothing."""
+    card.detectors, card.parameters = ("zscore",), {"direction": "hyper"}
+    assert resolve_detectors(settings_of(), card).direction == "hyper"
+    asked = settings_of(score_smoothing=3.0, channels="t1w+pet")
+    assert not encodes_t1w(resolve_detectors(asked, card))
+    with pytest.raises(UnusableDataError, match=r"made with --direction hyper, as were"):
+        resolve_detectors(settings_of(direction="hypo"), card)

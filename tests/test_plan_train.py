@@ -28,7 +28,7 @@ from bids_app.plan.train import (
     synthetic_path,
 )
 from bids_app.synthesis.card import Card, card_from
-from bids_app.synthesis.evaluation import ScoreRecord, Scores, records_to_json
+from bids_app.synthesis.evaluation import ScoreRecord, Scores, records_to_json, without_lpips
 from bids_app.synthesis.inference import save_generator
 from bids_app.synthesis.losses import build_generator
 from bids_app.synthesis.models import MODELS, TissueSpec, spec_to_dict
@@ -365,14 +365,15 @@ def test_a_card_is_what_a_node_takes():
 SCORES = Scores(*[0.5] * 8)
 
 
-def write_scores(study, name, folds, *, told=True):
-    """Write the scores of a row as its nodes do."""
+def write_scores(study, name, folds, *, told=True, lpips="published"):
+    """Write the scores of a row as its nodes do; without ``lpips``, they have none."""
     for fold, basis in zip(folds, bases_of(study, folds), strict=True):
         records = [
             ScoreRecord(name, image.participant, None, fold.number, SCORES)
             for image in fold.validation
         ]
-        content = records_to_json(records, basis)
+        records = records if lpips else [*map(without_lpips, records)]
+        content = records_to_json(records, basis, lpips)
         if not told:
             del content["Basis"]
         write_json(records_path(study, name, fold.number), content)
@@ -427,6 +428,30 @@ def test_scores_that_do_not_tell_what_they_rest_on_are_in_no_table(tmp_path):
     records, (note,) = gather_records(study, folds)
     assert records == []
     assert note.startswith("tissue: not in the table")
+
+
+@pytest.mark.parametrize(
+    ("weights", "kept"),
+    [
+        ({"baselines": "a", "semi3d-gan": "b", "tissue": "a"}, {"baselines", "tissue"}),
+        ({"baselines": "", "semi3d-gan": "b", "tissue": "a"}, {"semi3d-gan"}),
+        ({"baselines": "", "semi3d-gan": "", "tissue": "a"}, {"tissue"}),
+        (
+            {"baselines": "a", "semi3d-gan": "a", "tissue": "a"},
+            {"baselines", "semi3d-gan", "tissue"},
+        ),
+    ],
+)
+def test_lpips_of_other_weights_is_in_no_column(tmp_path, weights, kept):
+    study, folds = replace(STUDY, output_dir=tmp_path), assign_folds(STUDY, stored(7))
+    for name, lpips in weights.items():
+        write_scores(study, name, folds, lpips=lpips)
+    records, notes = gather_records(study, folds)
+    assert {record.model for record in records if not np.isnan(record.scores.lpips)} == kept
+    assert {record.model for record in records if not np.isnan(record.scores.lpips_brain)} == kept
+    assert all(record.scores.ssim == 0.5 for record in records)
+    measured = {name for name, lpips in weights.items() if lpips}
+    assert {note.partition(": its LPIPS is n/a")[0] for note in notes} == measured - kept
 
 
 def test_a_row_of_which_a_fold_has_no_scores_is_in_no_table(tmp_path):

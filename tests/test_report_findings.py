@@ -18,6 +18,7 @@ from bids_app.detection.clusters import Cluster
 from bids_app.detection.detectors import DETECTORS, LEADING
 from bids_app.files import read_tsv, write_json, write_tsv
 from bids_app.report import participant
+from bids_app.report.anomalies import NO_CONTROLS
 from bids_app.report.findings import _count_controls, findings_of
 
 
@@ -130,7 +131,7 @@ def test_a_cluster_beyond_all_controls_is_said_to_be_so(cohort):
     assert told["summary"].endswith("is stronger than every cluster of 2 held-out controls.")
     path.unlink()
     (told,) = findings_of(cohort.out, "P1", (T,))
-    assert told["summary"].endswith("no control was held out.")
+    assert told["summary"].endswith(f"{NO_CONTROLS}.")
 
 
 def test_other_detectors_that_see_the_same_place_are_named_with_their_rank(made):
@@ -252,7 +253,7 @@ def test_a_patient_without_clusters_is_told(cohort):
     for path in cohort.out.glob("sub-P1/pet/*_clusters.tsv"):
         write_tsv(path, list(read_tsv(path)[0]), [])
     (told,) = findings_of(cohort.out, "P1", (T,))
-    assert told["summary"] == "No cluster was found by z score."
+    assert told["summary"] == "No cluster of z score was found."
     assert told["clusters"] == []
 
 

@@ -49,7 +49,14 @@ from bids_app.detection.card import Control, DetectorCard, card_from, card_value
 from bids_app.detection.detectors import LEADING, detector_of
 from bids_app.detection.evaluation import FreePoint
 from bids_app.files import read_json, read_tsv, write_tsv
-from bids_app.report.anomalies import find_detected, format_volume, in_rank, key_of, place_of
+from bids_app.report.anomalies import (
+    NO_CONTROLS,
+    find_detected,
+    format_volume,
+    in_rank,
+    key_of,
+    place_of,
+)
 from bids_app.report.charts import (
     ACROSS,
     FALSE,
@@ -284,7 +291,7 @@ def test_a_patient_without_clusters_is_told_and_is_no_fault(cohort):
         lines = [one for one in read_tsv(path) if one.get("participant_id") == "sub-P1"]
         write_tsv(path, list(read_tsv(path)[0]), lines)
     page = cohort.write(**RUN)
-    assert "No cluster in sub-P2." in section(page, "clusters")
+    assert "No cluster was found in sub-P2." in section(page, "clusters")
     assert "is empty" not in text_of(page)
     (line,) = [one for one in tables_in(section(page, "summary"))[0] if one[0] == "OC-SVM, real"]
     assert line[1:3] == ["2", "1 of 2: sub-P1"]
@@ -611,7 +618,7 @@ def test_a_patient_without_a_map_by_a_detector_is_not_one_without_clusters_of_it
     page = cohort.write(**RUN)
     assert row_of(page, "z score, real")[2] == "0 of 1"
     assert row_of(page, "OC-SVM, real")[2] == "2 of 2: sub-P1; sub-P2"
-    assert "No cluster in" not in section(page, "clusters")
+    assert "No cluster was found in" not in section(page, "clusters")
 
 
 def test_a_training_set_of_an_earlier_run_is_not_one_that_found_nothing(cohort):
@@ -1002,7 +1009,7 @@ def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unli
         write_tsv(path, CONTROL, [line for line in lines if line["participant_id"] == "sub-C1"])
     page = section(cohort.write_subject("P1"), "anomalies")
     assert page.count("Expected counts are estimated from 1 held-out control.") == len(SETS)
-    assert page.count("No control was held out, so expected counts are unknown.") == 2
+    assert page.count(f"Expected counts are unknown: {NO_CONTROLS}.") == 2
     cohort.record(without=("stat-t_desc-zscore",))  # those maps are not by these detectors
     assert "Expected counts are estimated" not in section(cohort.write_subject("P1"), "anomalies")
     control = section(cohort.write_subject("C1"), "anomalies")

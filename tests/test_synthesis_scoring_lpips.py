@@ -11,7 +11,15 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.torch import save_file
 
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError
-from bids_app.synthesis.scoring import SMALLEST_SIDE, Lpips, load_lpips, volume_lpips
+from bids_app.synthesis import scoring
+from bids_app.synthesis.scoring import (
+    PUBLISHED_SHA256,
+    SMALLEST_SIDE,
+    Lpips,
+    Scorer,
+    load_lpips,
+    volume_lpips,
+)
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "lpips" / "alexnet_lpips_v0.1.pth"
 real = pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL.name} is not in shared/data/lpips")
@@ -220,6 +228,10 @@ def test_weights_are_read_from_either_kind_of_file(network, pair, tmp_path, monk
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert not loaded.is_published
+    assert Scorer("m", 1, 0.0, path, "cpu").plain_values()["LPIPSWeights"] == loaded.sha256
+    assert Scorer("m", 1, 0.0, None, "cpu").plain_values()["LPIPSWeights"] == ""
+    monkeypatch.setattr(scoring, "FETCHED_SHA256", loaded.sha256)  # two files of the same weights
+    assert loaded.weights == Lpips(PUBLISHED_SHA256).weights == "published"
 
 
 def test_weights_that_are_not_there(tmp_path):

@@ -33,7 +33,14 @@ from bids_app.app.run import (
 from bids_app.console import Console
 from bids_app.derivatives import description, detections
 from bids_app.derivatives.description import refresh_dataset
-from bids_app.detection.card import DetectorCard, check_files, check_grid, complete_card, read_card
+from bids_app.detection.card import (
+    DetectorCard,
+    check_files,
+    check_grid,
+    complete_card,
+    other_clusters,
+    read_card,
+)
 from bids_app.detection.clusters import Cluster, Place, expected_in_control
 from bids_app.detection.detectors import DETECTORS, needing_synthetic
 from bids_app.detection.distribution import CheckedPet
@@ -45,6 +52,7 @@ from bids_app.plan.detectors import (
     CHECKS,
     CLUSTERS,
     checks_of,
+    describe_other_windows,
     describe_version,
     detectors_of,
     detectors_to_apply,
@@ -223,6 +231,7 @@ def write_detections(
     *,
     max_clusters: int,
     applied: Path | None,
+    comparable: bool = True,
     expected_false: float | None = None,
 ) -> dict[Path, int]:
     """Write the tables of patients and of controls, and the curves if lesions are known.
@@ -239,6 +248,8 @@ def write_detections(
         Maximum number of clusters kept per patient.
     applied : Path or None
         Folder of detectors that were trained before, whose controls are used for calibration.
+    comparable : bool
+        Whether clusters of the controls were found in the same way; otherwise they are not used.
     expected_false : float, optional
         Maximum of the mean number of clusters with at least the same score per held-out control,
         for a patient's cluster to be kept; all are kept if no control was held out.
@@ -255,7 +266,7 @@ def write_detections(
             _complete(
                 folder, [image for image in images if image.scored_image.training_set == name]
             )
-        controls[name] = detections.read_control_clusters(folder)
+        controls[name] = detections.read_control_clusters(folder) if comparable else []
     scores = {
         row: detections.control_sum_scores(controls[row[0]], row[1])
         for row in dict.fromkeys(image.row for image in images)
@@ -352,7 +363,9 @@ def top_clusters(images: Iterable[ImageClusters]) -> Mapping[str, list[str]]:
     lines: dict[str, list[str]] = {}
     for image in images:
         if not image.scored_image.control:
-            line = f"{image.scored_image.label}: {_describe_first(image)}"
+            session = image.scored_image.image.session
+            visit = image.scored_image.label + (f" ses-{session}" if session else "")
+            line = f"{visit}: {_describe_first(image)}"
             lines.setdefault(" ".join(image.row), []).append(line)
     return lines
 
@@ -399,7 +412,8 @@ def group(settings: Settings, console: Console, run_record: description.RunRecor
     settings = resolve_detectors(settings, card)
     version = run_record.versions["mri2pet"]
     subjects = choose_subjects(settings, controls=card is None, version=version)
-    subjects = replace(subjects, notes=(*grid, *subjects.notes))
+    windows = [] if card is None else describe_other_windows(card, subjects.patients)
+    subjects = replace(subjects, notes=(*grid, *windows, *subjects.notes))
     subjects = take_covariates(settings, subjects, card)
     if not subjects.patients:
         raise error_of(subjects.problems)
@@ -437,7 +451,7 @@ def _run_detection(
     study = plan_study(settings, work_dir_of(settings), run_record.versions)
     images, notes, problems = _detect(study, subjects, lesions, card, runner)
     summary = summarize_level(summarize_run(run_record, started), settings, notes, problems)
-    problems += _finish(study, runner, images, summary)
+    problems += _finish(study, runner, images, summary, card)
     runner.report_used()
     if settings.clean_workdir and not problems:
         for name in INTERMEDIATE:
@@ -479,10 +493,10 @@ def _refuse(
     cohort = assume_cohort(study, usable, synthetic=_needs_synthetic(settings, card))
     notes = list[str]()
     try:
-        if card is None:
+        if settings.detector is None or card is None:
             notes = refuse_sets(study, settings, cohort)
         else:
-            refuse_applied(card, settings, cohort)
+            notes = refuse_applied(study, settings, cohort, settings.detector, card)
     except Mri2petError:
         early = () if settings.dry_run else subjects.problems  # already reported by a dry run
         report_notes(console, [], [*early, *usable.problems])  # lost subjects may be the cause
@@ -636,7 +650,11 @@ def _run(
 
 
 def _finish(
-    study: Study, runner: Runner, images: Sequence[ImageClusters], summary: RunSummary
+    study: Study,
+    runner: Runner,
+    images: Sequence[ImageClusters],
+    summary: RunSummary,
+    card: DetectorCard | None,
 ) -> list[Problem]:
     """Write tables and reports; return the problems of reports."""
     settings, console, output_dir = runner.settings, runner.console, study.output_dir
@@ -647,6 +665,7 @@ def _finish(
             images,
             max_clusters=settings.clusters,
             applied=settings.detector,
+            comparable=card is None or not other_clusters(card, vars(settings)),
             expected_false=settings.expected_false,
         )
         checked = read_checks(checks_of(settings, study.work_dir))
@@ -709,8 +728,9 @@ def _close(
     console: Console,
 ) -> int:
     """Print the first cluster of each patient and the last line, and return the exit code."""
+    selective = settings.expected_false is not None
     for name, lines in top_clusters(images).items():
-        console.say(f"first cluster, {name}")
+        console.say(f"first cluster, {name}{', kept or not' if selective else ''}")
         for line in lines:
             console.say(f"  {line}")
     mapped = {image.subject for image in images if not image.scored_image.control}

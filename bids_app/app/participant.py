@@ -45,9 +45,9 @@ from bids_app.derivatives.description import (
     start_dataset,
 )
 from bids_app.derivatives.find import describe_coverage
-from bids_app.derivatives.sidecars import read_derivative
+from bids_app.derivatives.sidecars import SLOPPY, read_derivative
 from bids_app.derivatives.tables import finish_dataset
-from bids_app.errors import MissingInputError, Mri2petError, count_noun, name_some
+from bids_app.errors import MissingInputError, Mri2petError, UsageError, count_noun, name_some
 from bids_app.files import read_tsv
 from bids_app.generators import GeneratorChoice, describe_namesakes
 from bids_app.plan.estimate import estimate_participants, seconds_spared
@@ -102,7 +102,9 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
         aside = [*problems_of(selection), *early]
         if not (plans or done):
             raise error_of(aside)
-        if replaced := describe_replaced(plans, run):
+        if settings.sloppy and settings.stage != "synthesize":
+            refuse_better(plans)
+        for replaced in filter(None, (describe_replaced(plans, run), describe_regridded(plans))):
             console.warn(replaced)
         selection = _report_namesakes(selection, run, console)
         if settings.dry_run:
@@ -132,6 +134,26 @@ def _select(settings: Settings, console: Console) -> Selection:
     return selection
 
 
+def refuse_better(plans: Sequence[VisitPlan]) -> None:
+    """Check that a sloppy run replaces no results of a full one.
+
+    Images on another grid of the template have other names, but the T1w, the transforms, and all
+    images on the grid of the T1w have the same.
+
+    Raises
+    ------
+    UsageError
+        If it would.
+    """
+    own = {plan.label: read_derivative(plan.paths.t1w).metadata for plan in plans}
+    better = [label for label, metadata in own.items() if metadata and not metadata.get(SLOPPY)]
+    if better:
+        raise UsageError(
+            f"--sloppy: would replace results of {name_some(better)} that were made without it; "
+            "choose another output folder"
+        )
+
+
 def describe_replaced(plans: Sequence[VisitPlan], run: ParticipantPlan) -> str:
     """Describe results of the same labels from another dataset, which a run replaces; or ``""``."""
     labels = {f"sub-{plan.visit.subject}" for plan in plans if plan.paths.t1w_in_template.exists()}
@@ -144,6 +166,23 @@ def describe_replaced(plans: Sequence[VisitPlan], run: ParticipantPlan) -> str:
         f"{run.output_dir}: contains results of {name_some(sorted(labels))} from the dataset "
         f"{before[-1]!r}, which this run replaces by those of {now[-1]!r}; if these are other "
         "people, choose another output folder"
+    )
+
+
+def describe_regridded(plans: Sequence[VisitPlan]) -> str:
+    """Describe visits with results on another grid, some of which a run replaces; or ``""``."""
+    labels = [
+        plan.label
+        for plan in plans
+        if not plan.paths.t1w_in_template.exists()
+        and any(plan.paths.t1w.parent.glob("*_space-*_res-*_desc-preproc_T1w.nii.gz"))
+    ]
+    if not labels:
+        return ""
+    return (
+        f"results of {name_some(labels)} exist on another grid: those in template space are kept, "
+        "but images on the grid of the T1w, and tables of regions, are replaced by those of this "
+        "run; to keep both, choose another output folder"
     )
 
 

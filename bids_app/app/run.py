@@ -1,6 +1,7 @@
 """Common parts of the levels: folders, template, generator, resources, and running of workflows."""
 
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -9,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from uuid import uuid4
 
@@ -57,10 +59,19 @@ WORK = ".work"  # pybids and other BIDS tools ignore names that begin with a dot
 KEPT = ("logs", "figures", "generators", "detectors", "crossvalidation")  # beside sub-*
 RAW = "sourcedata"
 OLD_GRAPHS = ("mri2pet", "mri2pet_train", "mri2pet_group")
+_RELEASES = re.compile(r"\d+\.\d+")
+RELEASE = ".".join(metadata.version("mri2pet").split(".")[:2])  # another may give other results
 
 
 def work_dir_of(settings: Settings) -> Path:
-    """Return the folder of intermediate files: in the output folder, unless another was given."""
+    """Return the folder of intermediate files of this release, so that none goes on with another's.
+
+    It is in the output folder, unless another place was given.
+    """
+    return _root_of_work(settings) / RELEASE
+
+
+def _root_of_work(settings: Settings) -> Path:
     return settings.output_dir / WORK if settings.work_dir is None else settings.work_dir
 
 
@@ -131,13 +142,17 @@ def make_places(settings: Settings) -> None:
 
 
 def describe_old_work(settings: Settings) -> list[str]:
-    """Describe a work folder of version 0.1, which is no longer used."""
-    old = settings.output_dir / "work"
-    if settings.work_dir is not None or not any((old / name).is_dir() for name in OLD_GRAPHS):
-        return []
+    """Describe work folders of other releases, which are not used."""
+    root = _root_of_work(settings)
+    old = [path for path in root.glob("*") if _RELEASES.fullmatch(path.name) and path.is_dir()]
+    folders = sorted(path for path in old if path.name != RELEASE)
+    first = settings.output_dir / "work"  # of 0.1
+    if settings.work_dir is None and any((first / name).is_dir() for name in OLD_GRAPHS):
+        folders.insert(0, first)
     return [
-        f"{old}: contains intermediate files of version 0.1, which this version does not use (its "
-        f"own are in {work_dir_of(settings)}); delete it"
+        f"{folder}: contains intermediate files of another version, which this one does not use "
+        f"(its own are in {work_dir_of(settings)}), so what was not finished starts anew; delete it"
+        for folder in folders
     ]
 
 

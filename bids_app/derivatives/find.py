@@ -258,6 +258,22 @@ def fit_of_image(pet: Path) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def window_of_image(pet: Path) -> tuple[float, float] | None:
+    """Read when the frames of a PET begin and end, in s after injection; None if it is unknown.
+
+    Raises
+    ------
+    ReadWriteError, UnusableDataError
+        If there is a sidecar but it cannot be read.
+    """
+    sidecar = sidecar_path(pet)
+    value = read_json(sidecar).get("WindowAfterInjection") if sidecar.is_file() else None
+    if not isinstance(value, list) or len(value) != 2 or not all(map(is_number(), value)):
+        return None
+    start, end = map(float, value)
+    return start, end
+
+
 def _labels(folder: Path, prefix: str) -> list[str]:
     names = [path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
     return sorted(name for name in names if LABEL.fullmatch(name))

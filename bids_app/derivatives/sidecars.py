@@ -59,6 +59,9 @@ class Space:
         return {"Resolution": text, "SpatialReference": self.reference}
 
 
+SLOPPY = "Sloppy"  # in a sidecar; only of a run for testing
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Metadata that all sidecars of a run share.
@@ -71,12 +74,15 @@ class Provenance:
         Fingerprint of the settings and the sources.
     version : str
         Version of the app.
+    sloppy : bool
+        Whether the run is for testing only, with coarse registration.
     """
 
     bids_dir: Path
     output_dir: Path
     fingerprint: str
     version: str
+    sloppy: bool = False
 
     def source(self, scan: Scan) -> str:
         """Return the BIDS URI of the image that was read: the raw one, or another app's derivative.
@@ -102,6 +108,7 @@ class Provenance:
             "Sources": list(sources),
             "Fingerprint": self.fingerprint,
             VERSION: self.version,
+            **({SLOPPY: True} if self.sloppy else {}),
         }
 
 

@@ -1,6 +1,6 @@
 """Card of a detector: its encoder, its training data, and its files; does not import torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -256,6 +256,33 @@ def covariates_of(card: DetectorCard) -> dict[str, dict[str, object]]:
     See :func:`bids_app.detection.covariates.describe_covariates`.
     """
     return object_at(card.parameters, "covariates")
+
+
+OF_CLUSTERS = ("cluster_extent", "min_cluster_size")  # parameters, by the names of the options
+
+
+def other_clusters(card: DetectorCard, settings: Mapping[str, object]) -> dict[str, object]:
+    """Return how clusters of a detector's controls were found, where those of a run are not.
+
+    Clusters of patients cannot be compared with those of controls then.
+
+    Parameters
+    ----------
+    card : DetectorCard
+        Card of the detector.
+    settings : mapping
+        Options of the run by name; unknown ones are not compared.
+
+    Returns
+    -------
+    dict
+        Name of an option → its value for the controls; None if it is unknown.
+    """
+    return {
+        name: card.parameters.get(name)
+        for name in OF_CLUSTERS
+        if name in settings and settings[name] != card.parameters.get(name)
+    }
 
 
 def card_values(card: DetectorCard) -> dict[str, object]:

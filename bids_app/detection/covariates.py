@@ -161,8 +161,31 @@ def describe_doubtful_numbers(controls: Mapping[str, Sequence[Cell]]) -> list[st
     return sentences
 
 
+def describe_single_levels(controls: Mapping[str, Sequence[Cell]]) -> list[str]:
+    """Describe the levels that only one control has: of texts, and of numbers with two values.
+
+    The ridge penalty halves the estimate of such an effect.
+
+    Examples
+    --------
+    >>> describe_single_levels({"sex": ["F", "M", "M"], "site": [1.0, 2.0, 2.0], "age": [1.0, 2.0]})
+    ["sex is 'F' in only one control", 'site is 1 in only one control']
+    """
+    sentences = []
+    for name, cells in controls.items():
+        texts = [text_of(cell) for cell in cells]
+        are_levels = isinstance(cells[0], str) or len({*texts}) == 2 < len(texts)
+        single = [level for level in sorted({*texts}) if texts.count(level) == 1]
+        if are_levels and single:
+            shown = " or ".join(f"{x!r:.40}" if isinstance(cells[0], str) else x for x in single)
+            sentences.append(f"{name} is {shown} in only one control{' each' * (len(single) > 1)}")
+    return sentences
+
+
 def unseen_levels(rows: Rows, description: Mapping[str, Mapping[str, object]]) -> list[str]:
     """List the levels of text covariates that none of some people has.
+
+    For a quantity that is the same in all of them, that is any other value.
 
     Parameters
     ----------
@@ -176,15 +199,22 @@ def unseen_levels(rows: Rows, description: Mapping[str, Mapping[str, object]]) -
     >>> known = {"sex": {"levels": ["F", "M"], "shares": [0.5, 0.5]}}
     >>> unseen_levels(np.array([[0.5], [0.5]]), known)
     ["sex 'F'"]
+    >>> unseen_levels(np.array([[0.5], [0.5]]), {"age": {"mean": 50.0, "sd": 10.0}})
+    ['another age than 55']
     """
     unseen, place = list[str](), 0
     for name, coding in description.items():
-        levels = _list(coding.get("levels", (name, name)))  # a quantity is one number, too
+        if "levels" not in coding:
+            numbers = {*rows[:, place].tolist()}
+            values = [_number(coding["mean"]) + _number(coding["sd"]) * x for x in numbers]
+            unseen += [f"another {name} than {values[0]:g}"] if len(values) == 1 else []
+            place += 1
+            continue
+        levels = _list(coding["levels"])
         others = rows[:, place : place + len(levels) - 1] > 0  # indicators of all but the first
         place += others.shape[1]
         seen = [bool((~others.any(axis=1)).any()), *(bool(column.any()) for column in others.T)]
-        if "levels" in coding:
-            unseen += [f"{name} {x!r:.40}" for x, s in zip(levels, seen, strict=True) if not s]
+        unseen += [f"{name} {x!r:.40}" for x, s in zip(levels, seen, strict=True) if not s]
     return unseen
 
 

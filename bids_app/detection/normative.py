@@ -227,7 +227,8 @@ def smooth_within(
     volume : ndarray, (I, J, K)
         Volume in any unit; values outside the brain are ignored.
     brain : ndarray of bool, (I, J, K)
-        Brain mask, preferably the same for all people who are compared.
+        Brain mask of the person; where it differs from that of others, it is better to have no
+        value than to count what is outside as 0.
     fwhm : float
         Full width at half maximum of the Gaussian, in mm.
     zooms : tuple of float

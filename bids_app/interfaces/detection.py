@@ -48,7 +48,7 @@ from bids_app.imaging.volume import Grid, zooms_of
 from bids_app.nifti import CHANNELS, open_arrays, open_hole, read_owner
 
 ENGINE = "bids_app.detection.voxelwise"
-PET = "pet"
+PET, BRAIN = "pet", "brain"
 
 
 def _covariates(desc):
@@ -74,13 +74,13 @@ def _brain(path):
     return nifti.load(path).data > 0
 
 
-def _save_rows(path, scores, name, holes):
+def _save_rows(path, scores, name, partial):
     """Write scores, (scored, voxels), if all of them are finite or explained NaN.
 
-    NaN is valid in all rows of a voxel that too few controls cover, and in images whose PET does
-    not cover the brain.
+    NaN is valid in all rows of a voxel that too few controls cover, and in the ``partial`` images,
+    which lack part of the brain.
     """
-    partial = np.array([hole is not None for hole in holes])
+    partial = np.array(partial)
     unknown = np.isnan(scores)
     explained = unknown & (partial[:, np.newaxis] | unknown.all(axis=0))
     odd = ~(np.isfinite(scores) | explained).all(axis=1)
@@ -233,7 +233,8 @@ class ApplySlab(SimpleInterface):
 
     def _run_interface(self, runtime):
         path, holes = Path(runtime.cwd) / "scores.npy", _holes(self.inputs.scored)
-        _save_rows(path, self._score(path.parent, holes), _slab_name(self.inputs), holes)
+        scores, partial = self._score(path.parent, holes), [hole is not None for hole in holes]
+        _save_rows(path, scores, _slab_name(self.inputs), partial)
         self._results["scores"] = str(path)
         return runtime
 
@@ -294,7 +295,8 @@ class FitSlab(ApplySlab):
         fold, holes = replace(fold, direction="both"), _holes(compared)
         images = _images(compared, fold.encoder.channels)
         scores = score_slab(fold, models, images, holes, rows=rows)
-        _save_rows(cwd / "unsigned.npy", scores, _slab_name(self.inputs), holes)
+        partial = [hole is not None for hole in holes]
+        _save_rows(cwd / "unsigned.npy", scores, _slab_name(self.inputs), partial)
         return str(cwd / "unsigned.npy")
 
 
@@ -375,14 +377,23 @@ class _NormInputSpec(BaseInterfaceInputSpec):
     scored_covariates = _covariates("covariates of the people to score; empty if not used")
 
 
+def _outside(brain, folder):
+    """Mark voxels of the analysed brain that are not in the brain mask of a visit."""
+    return brain & ~open_arrays(Path(folder), [BRAIN])[0]
+
+
 def _measured(inputs, measure, real, synthetic):
-    """Yield the measures that a norm compares, one volume at a time."""
+    """Yield the measures that a norm compares, one volume at a time.
+
+    Images are 0 outside the brain mask of their own visit, where nothing was measured: the measure
+    is NaN there, and is not smoothed with these zeros elsewhere.
+    """
     brain = _brain(inputs.brain)
     for place, folder in enumerate(real):
         affine = np.array(read_owner(Path(folder)).affine)
         options = {"fwhm": inputs.fwhm, "affine": affine, "hole": open_hole(Path(folder))}
-        pets = _pets([folder, *synthetic[place : place + 1]])
-        yield measure(*pets, brain, **options)
+        pets, outside = _pets([folder, *synthetic[place : place + 1]]), _outside(brain, folder)
+        yield np.where(outside, np.nan, measure(*pets, brain & ~outside, **options))
 
 
 def _save_scores(inputs, norms, path):
@@ -400,7 +411,11 @@ def _save_scores(inputs, norms, path):
         values_of(score_against(norms, values, *options, row), brain, whole)
         for values, row in zip(each, covariates, strict=True)
     ]
-    _save_rows(path, np.stack(rows), inputs.detector, _holes(inputs.scored))
+    partial = [
+        hole is not None or _outside(brain, folder).any()
+        for hole, folder in zip(_holes(inputs.scored), inputs.scored, strict=True)
+    ]
+    _save_rows(path, np.stack(rows), inputs.detector, partial)
 
 
 class _ApplyNormInputSpec(_NormInputSpec):
@@ -454,9 +469,6 @@ class FitNorm(ApplyNorm):
         save_norms(cwd / "norm.safetensors", norms)
         self._results["norm"] = str(cwd / "norm.safetensors")
         return norms
-
-
-BRAIN = "brain"
 
 
 class _AgreeOnBrainInputSpec(_ControlsInputSpec):
@@ -524,9 +536,10 @@ class AverageControls(SimpleInterface):
         return runtime
 
     def _volumes(self):
+        brain = _brain(self.inputs.brain)
         for folder in map(Path, self.inputs.controls):
-            (pet,), hole = _pets([folder]), open_hole(folder)
-            yield pet if hole is None else np.where(hole, np.nan, pet)
+            (pet,), hole, outside = _pets([folder]), open_hole(folder), _outside(brain, folder)
+            yield np.where(outside if hole is None else outside | hole, np.nan, pet)
 
 
 class _MapAnomaliesInputSpec(BaseInterfaceInputSpec):

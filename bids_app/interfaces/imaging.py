@@ -116,6 +116,9 @@ class ReadT1w(SimpleInterface):
 class _ReadPETInputSpec(BaseInterfaceInputSpec):
     pet = File(mandatory=True, desc="a PET as acquired: one volume, or frames")
     durations = traits.List(traits.Float, mandatory=True, desc="durations in s; may be empty")
+    starts = traits.List(
+        traits.Float, [], usedefault=True, desc="their starts in s after injection; may be empty"
+    )
     frames = traits.List(traits.Int, mandatory=True, desc="frames to use, from 0; if empty, all")
     orientation = traits.Str("", usedefault=True, desc=VOUCHED)
 
@@ -124,7 +127,8 @@ class _ReadPETOutputSpec(TraitedSpec):
     pet = File(exists=True, desc="one volume, in the unit of the image")
     valid = File(exists=True, desc=VALID)
     sidecar = traits.Dict(
-        desc="frames that were averaged, from 0, their durations in s, and notes on reading"
+        desc="frames that were averaged, from 0, their durations in s, when the first begins and "
+        "the last ends, in s after injection, and notes on reading"
     )
 
 
@@ -141,8 +145,17 @@ class ReadPET(SimpleInterface):
         path, valid = Path(runtime.cwd) / "pet.nii.gz", Path(runtime.cwd) / "valid.nii.gz"
         notes = _save_scan(average, Path(self.inputs.pet).name, path, valid)
         frames = {"FramesUsed": used, "FrameDurationsUsed": durations}
+        frames |= self._window(used if image.data.ndim > 3 else [])
         self._results.update(pet=str(path), valid=str(valid), sidecar=frames | notes)
         return runtime
+
+    def _window(self, used):
+        starts, durations = np.array(self.inputs.starts), np.array(self.inputs.durations)
+        if not starts.size or starts.size != durations.size:
+            return {}
+        used = used or list(range(starts.size))  # one volume may be the sum of several frames
+        window = [float(starts[used].min()), float((starts + durations)[used].max())]
+        return {"WindowAfterInjection": window}
 
     def _one_volume(self, data):
         path, durations = self.inputs.pet, np.array(self.inputs.durations, float)

@@ -18,8 +18,10 @@ from bids_app.derivatives.find import (
     is_left_over,
     times_mean_of_image,
     verdict_of_image,
+    window_of_image,
 )
 from bids_app.derivatives.paths import entities_of, sidecar_path
+from bids_app.derivatives.sidecars import SLOPPY, read_derivative
 from bids_app.derivatives.tables import Ratings, describe_unknown_columns, read_ratings, select
 from bids_app.detection.detectors import needing_synthetic
 from bids_app.errors import (
@@ -44,6 +46,7 @@ ABSENT = "no T1w on this grid"
 FAR, NORMAL = 3.5, 1.4826
 LEAST_SPREAD = 0.03  # SD of a correlation, because few images may agree by chance; our choice
 FEWEST_FITS = 4  # PETs that can show an outlier; our choice
+APART = 600.0  # s between starts, or ends, of comparable PETs; our choice
 NOBODY = "no control is left after all selections; correct --control-query or the labels"
 
 
@@ -171,6 +174,8 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     if not chosen:
         raise _no_controls_error(notes, failed, problems)
     warnings = compare_versions(_versions(chosen), version, advice=ANEW)
+    warnings += _describe_sloppy(chosen, settings)
+    warnings += describe_windows(chosen, usual_window(c.pet for c in chosen if c.pet))
     _refuse_mixed_scales(chosen)
     warnings += [f"{gap}; no training tile includes that part" for gap in _describe_gaps(chosen)]
     unknown, remarks = _unmatched(settings, queried)
@@ -223,6 +228,8 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     )
     used = [*chosen, *patients]
     warnings = compare_versions(_versions(used), version, advice=ANEW)
+    warnings += _describe_sloppy(used, settings)
+    warnings += describe_windows(used, usual_window(c.pet for c in chosen if c.pet))
     _refuse_mixed_scales(used)
     warnings += [*_describe_gaps(used), *_describe_namesakes(used, settings)]
     warnings += [*_describe_verdicts(used), *_describe_misfits(used)]
@@ -396,6 +403,67 @@ def _describe_misfits(used: Sequence[Participant]) -> list[str]:
     ]
 
 
+Window = tuple[float, float]  # start and end of a PET, in s after injection
+
+
+def usual_window(pets: Iterable[Path]) -> Window | None:
+    """Return the median window of PETs; None if it is known of none."""
+    windows = [window for pet in pets if (window := window_of_image(pet)) is not None]
+    if not windows:
+        return None
+    start, end = np.median(windows, axis=0).tolist()
+    return start, end
+
+
+def describe_windows(used: Iterable[Participant], usual: Window | None) -> list[str]:
+    """Describe the PETs that were measured at another time after injection than is usual.
+
+    Parameters
+    ----------
+    used : iterable of Participant
+        Subjects; PETs of an unknown time are not mentioned.
+    usual : tuple of float or None
+        Median of the controls, from :func:`usual_window`.
+
+    Returns
+    -------
+    list of str
+        At most one sentence.
+    """
+    odd = []
+    for subject in used:
+        window = None if subject.pet is None else window_of_image(subject.pet)
+        if window and usual and np.abs(np.subtract(window, usual)).max() > APART:
+            odd.append(f"{label_of(subject.visit)} ({_minutes(window)})")
+    if not odd or usual is None:
+        return []
+    return [
+        "PET measured at another time after injection than those of controls (median "
+        f"{_minutes(usual)}): {name_some([*dict.fromkeys(odd)])}; the pattern of uptake changes "
+        "with time, so differences may be due to it; use the same time for all (--pet-frames)"
+    ]
+
+
+def _minutes(window: Window) -> str:
+    start, end = (seconds / 60 for seconds in window)
+    return f"{start:.0f} to {end:.0f} min"
+
+
+def _describe_sloppy(used: Sequence[Participant], settings: Settings) -> list[str]:
+    """Name the subjects whose images were registered coarsely, unless the run is for testing."""
+    labels = [
+        f"sub-{subject.label}"
+        for subject in used
+        if not settings.sloppy and read_derivative(subject.visit.t1w).metadata.get(SLOPPY)
+    ]
+    if not labels:
+        return []
+    return [
+        "made with --sloppy, which registers coarsely and is for testing only: "
+        f"{name_some([*dict.fromkeys(labels)])}; make them anew in another output folder"
+    ]
+
+
 def _refuse_mixed_scales(used: Sequence[Participant]) -> None:
     """Check that all PETs are on one scale: divided by the same multiple of the brain's mean."""
     images = [image for subject in used for image in (subject.pet, subject.synthetic) if image]
@@ -514,7 +582,8 @@ def _controls(
 ) -> tuple[list[Participant], list[str], list[Problem]]:
     """Choose controls, each by a visit of the requested sessions if there is one."""
     visits, failed, early = _find(settings, labels)
-    candidates, errors = _look_at(_in_sessions(visits, settings), settings)
+    wanted = _in_sessions(visits, settings)
+    candidates, errors = _look_at(wanted, settings)
     in_sessions = [candidate for candidate in candidates if _rank(candidate)]
     found = {candidate.label for candidate in in_sessions}
     others, more = _look_at((visit for visit in visits if visit.subject not in found), settings)
@@ -528,6 +597,7 @@ def _controls(
             sentence = f"{label_of(visit)}: {error}"
             problems.append(Problem(control.label, sentence, error.exit_code))
     notes = [*chain(*failed.values())]
+    notes += _describe_other_visits([visit for visit in wanted if visit.pets], chosen)
     in_trouble = {problem.subject for problem in problems}
     for control in chosen:
         if _rank(control) == 0 and control.label not in in_trouble:

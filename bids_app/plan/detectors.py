@@ -21,12 +21,20 @@ from bids_app.derivatives.detections import (
 from bids_app.derivatives.find import times_mean_of_image
 from bids_app.derivatives.paths import uri_of
 from bids_app.derivatives.sidecars import Sidecar
-from bids_app.detection.card import DetectorCard, EncoderSpec, card_sha256, read_card, spec_to_dict
+from bids_app.detection.card import (
+    DetectorCard,
+    EncoderSpec,
+    card_sha256,
+    other_clusters,
+    read_card,
+    spec_to_dict,
+)
 from bids_app.detection.detectors import (
     CHANNELS,
     DEFAULT_DETECTORS,
     DETECTORS,
     DIRECTIONS,
+    detector_of,
     needing_synthetic,
 )
 from bids_app.detection.normative import ZSCORE_FWHM
@@ -34,7 +42,13 @@ from bids_app.detection.slabs import cut_slabs, thickness_of
 from bids_app.errors import Mri2petError, UnusableDataError, UsageError
 from bids_app.files import object_at, place_in
 from bids_app.generators import is_one_of
-from bids_app.plan.cohort import Participant, Subjects, SyntheticMaker
+from bids_app.plan.cohort import (
+    Participant,
+    Subjects,
+    SyntheticMaker,
+    describe_windows,
+    usual_window,
+)
 from bids_app.plan.group import (
     assign_folds,
     atlas_of,
@@ -66,7 +80,8 @@ BRAIN_SHARE = 0.9  # of controls; our choice
 BYTES = 4  # per float
 CLUSTERS = "clusters"  # folder of the clusters of all images, in the work folder
 CHECKS = "checks"  # folder of the comparisons of synthetic with real PET, there
-GENERATORS, TIMES_MEAN = "synthetic_generators", "times_mean"  # keys among a card's parameters
+# Keys among a card's parameters
+GENERATORS, TIMES_MEAN, WINDOW = "synthetic_generators", "times_mean", "window_after_injection"
 INTENDED_USE = (
     "Mapping deviations from healthy controls in FDG PET acquired and preprocessed like the "
     "training set. For research only; not a basis for decisions about a patient."
@@ -103,27 +118,34 @@ def resolve_detectors(settings: Settings, card: DetectorCard | None) -> Settings
             channels=settings.channels if settings.channels else CHANNELS[0],
         )
     direction, fwhm = card.parameters.get("direction"), card.parameters.get("score_fwhm")
-    if direction not in DIRECTIONS or not isinstance(fwhm, (int, float)):
+    smoothed = "svm" in _methods_of(card.detectors)
+    if direction not in DIRECTIONS or (smoothed and not isinstance(fwhm, (int, float))):
         raise UnusableDataError(
             f"{settings.detector}: its card, of mri2pet {card.version}, does not record in which "
             "direction uptake is abnormal and how scores were smoothed; train it again"
         )
-    channels = _channels_of(card)
+    if not smoothed:  # the other options have no effect on norms
+        fwhm = settings.score_smoothing
+    channels = _channels_of(card) if smoothed else settings.channels
     options = (settings.direction, settings.score_smoothing, settings.channels)
     recorded = (direction, fwhm, channels)
     if any(option not in (None, value) for option, value in zip(options, recorded, strict=True)):
+        others = f" --score-smoothing {fwhm} --channels {channels}" if smoothed else ""
         raise UnusableDataError(
-            f"{settings.detector}: was made with --direction {direction} --score-smoothing "
-            f"{fwhm:g} --channels {channels}, as were the scores of its held-out controls; leave "
-            "these options out, or train it again"
+            f"{settings.detector}: was made with --direction {direction}{others}, as were the "
+            "scores of its held-out controls; leave these options out, or train it again"
         )
     return replace(
         settings,
         detectors=settings.detectors if settings.detectors else card.detectors,
         direction=direction,
-        score_smoothing=float(fwhm),
+        score_smoothing=None if fwhm is None else float(str(fwhm)),
         channels=channels,
     )
+
+
+def _methods_of(detectors: Iterable[str]) -> set[str]:
+    return {detector_of(name).method for name in detectors}
 
 
 def _channels_of(card: DetectorCard) -> str:
@@ -134,8 +156,7 @@ def _channels_of(card: DetectorCard) -> str:
 
 def encodes_t1w(settings: Settings) -> bool:
     """Return whether a detector of a run uses the T1w beside the PET."""
-    svm = any(DETECTORS[name].method == "svm" for name in settings.detectors)
-    return svm and settings.channels == CHANNELS[1]
+    return "svm" in _methods_of(settings.detectors) and settings.channels == CHANNELS[1]
 
 
 def _is_skewed(settings: Settings) -> bool:
@@ -266,16 +287,27 @@ def refuse_sets(study: Study, settings: Settings, cohort: Subjects) -> list[str]
     return list(dict.fromkeys(notes))
 
 
-def refuse_applied(card: DetectorCard, settings: Settings, cohort: Subjects) -> None:
+def refuse_applied(
+    study: Study, settings: Settings, cohort: Subjects, folder: Path, card: DetectorCard
+) -> list[str]:
     """Check that some patient has the images that detectors trained before need.
+
+    Returns the notes of :func:`plan_applied`.
 
     Raises
     ------
     UnusableDataError
         See :func:`plan_applied`.
     """
+    notes = [
+        *describe_version(card, study.versions["mri2pet"]),
+        *_describe_not_applied(folder, card, settings),
+        *_describe_namesakes(folder, card, cohort, study.output_dir),
+        *_describe_other_clusters(card, settings),
+    ]
     for detector in detectors_to_apply(card, settings):
-        _usable_by(detector, cohort)
+        notes += _usable_by(detector, cohort)[1]
+    return notes
 
 
 def detectors_of(training_set: str, settings: Settings) -> list[str]:
@@ -333,9 +365,11 @@ def _plan_set(
     by_label = {control.label: control.maker for control in cohort.controls}
     makers = [by_label[image.participant] for image in trained if not image.real]
     times_mean = times_mean_of_image(trained[0].volumes["pet"])  # equal for all: choose_subjects
+    window = usual_window(image.volumes["pet"] for image in trained if image.real)
     parameters = {
-        **_parameters(settings, fitting),
+        **_parameters(settings, fitting, detectors_of(name, settings)),
         TIMES_MEAN: times_mean,
+        **({} if window is None else {WINDOW: [*window]}),
         **described(cohort, trained),
     }
     for detector in detectors_of(name, settings):
@@ -497,6 +531,17 @@ def refuse_card(
         _refuse_other_generators(detector, folder, card, patients)
 
 
+def describe_other_windows(card: DetectorCard, patients: Sequence[Participant]) -> list[str]:
+    """Describe patients whose PET was measured at another time than those of a detector's controls.
+
+    See :func:`bids_app.plan.cohort.describe_windows`.
+    """
+    match card.parameters.get(WINDOW):
+        case [int() | float() as start, int() | float() as end]:
+            return describe_windows(patients, (float(start), float(end)))
+    return []
+
+
 def _is_of_dataset(folder: Path, card: DetectorCard, output_dir: Path) -> bool:
     """Return whether a detector's controls belong to a dataset, which may have been renamed."""
     made_here = place_in(output_dir / DETECTORS_FOLDER, folder) is not None
@@ -615,18 +660,28 @@ def _score_image(
     )
 
 
-def _parameters(settings: Settings, fitting: Fitting) -> dict[str, object]:
-    return {
-        "nu": settings.nu,
-        "gamma": "scale",
+def _parameters(
+    settings: Settings, fitting: Fitting, detectors: Iterable[str]
+) -> dict[str, object]:
+    """Return the parameters of detectors for their card, without those that none of them has."""
+    of_methods: dict[str, dict[str, object]] = {
+        "svm": {
+            "nu": settings.nu,
+            "gamma": "scale",
+            "score_fwhm": settings.fwhm_of_scores,
+            "encoder": dict(fitting.encoder),
+        },
+        "norm": {"fwhm": fitting.fwhm},
+    }
+    parameters: dict[str, object] = {
         "brain_share": BRAIN_SHARE,
-        "fwhm": fitting.fwhm,
         "direction": fitting.direction,
-        "score_fwhm": settings.fwhm_of_scores,
-        "encoder": dict(fitting.encoder),
         "cluster_extent": settings.cluster_extent,
         "min_cluster_size": settings.min_cluster_size,
     }
+    for method in sorted(_methods_of(detectors)):
+        parameters |= of_methods[method]
+    return parameters
 
 
 def _card(study: Study, name: str) -> dict[str, object]:
@@ -687,16 +742,12 @@ def _describe_not_applied(folder: Path, card: DetectorCard, settings: Settings) 
 
 
 def _describe_other_clusters(card: DetectorCard, settings: Settings) -> list[str]:
-    wanted = {
-        "cluster_extent": settings.cluster_extent,
-        "min_cluster_size": settings.min_cluster_size,
-    }
+    values = vars(settings)
     return [
-        f"--{name.replace('_', '-')} is {value:g}, but was {card.parameters.get(name)} when the "
-        "clusters of controls were counted: expected_in_control and false clusters per control do "
-        "not apply"
-        for name, value in wanted.items()
-        if card.parameters.get(name) != value
+        f"--{name.replace('_', '-')} is {values[name]:g}, but was {value} for the clusters of "
+        "controls: patients are not compared with controls, so expected_in_control and false "
+        "clusters per control are n/a, and --expected-false keeps all clusters"
+        for name, value in other_clusters(card, values).items()
     ]
 
 
@@ -735,7 +786,6 @@ def plan_applied(
     UnusableDataError
         If no patient has the synthetic PET that a detector compares with.
     """
-    version = study.versions["mri2pet"]
     made_by = describe_card(
         study.output_dir,
         folder,
@@ -743,16 +793,10 @@ def plan_applied(
         version=card.version,
         sha256=card_sha256(folder),
     )
-    notes = [
-        *describe_version(card, version),
-        *_describe_not_applied(folder, card, settings),
-        *_describe_namesakes(folder, card, cohort, study.output_dir),
-        *_describe_other_clusters(card, settings),
-    ]
+    notes = refuse_applied(study, settings, cohort, folder, card)
     scored = list[ScoredImage]()
     for detector in detectors_to_apply(card, settings):
-        usable, more = _usable_by(detector, cohort)
-        notes += more
+        usable, _ = _usable_by(detector, cohort)
         origin = _origin(study, settings, cohort, detector, card.name, card=made_by)
         scored += _score_images(study, origin, study.output_dir, usable, [])
     fwhm = float(str(card.parameters.get("fwhm", ZSCORE_FWHM)))

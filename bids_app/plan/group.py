@@ -26,6 +26,7 @@ from bids_app.detection.covariates import (
     beyond_controls,
     describe_covariates,
     describe_doubtful_numbers,
+    describe_single_levels,
     encode,
     unseen_levels,
 )
@@ -223,7 +224,8 @@ def split(
     UnusableDataError
         If a fold is left with fewer than two controls to train on.
     """
-    parts = []
+    parts, people = [], len({image.participant for image in trained})
+    more = f", or choose --folds {people}" if folds < people > FEWEST else ""
     scored = [control.stored_pet for control in controls if control.stored_pet is not None]
     for number in range(1, folds + 1):
         training = [image for image in trained if fold_of[image.participant] != number]
@@ -232,7 +234,7 @@ def split(
         if count < FEWEST:
             raise UnusableDataError(
                 f"fold {number} has {count} control(s) to train on, but needs {FEWEST}; add "
-                "controls, or choose more --folds"
+                f"controls{more}"
             )
         parts.append(Fold(number, training, held_out, seed_of(seed, "encoder", number)))
     return parts
@@ -513,6 +515,11 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
             f"--covariates: {sentence}; if they are codes, list them under Levels in the raw "
             "participants.json, and run the participant level again"
             for sentence in describe_doubtful_numbers(columns)
+        ]
+        notes += [
+            f"--covariates: {sentence}, so its effect is estimated from one PET, and about half of "
+            "it is removed; add such controls, or leave the covariate out"
+            for sentence in describe_single_levels(columns)
         ]
     for participant in [*controls, *patients]:
         try:

@@ -614,7 +614,9 @@ def doubts_of(plan: VisitPlan) -> list[str]:
 
 
 def _preprocessing_outputs(plan: VisitPlan, run: ParticipantPlan) -> dict[Path, Output]:
-    origin = Provenance(run.bids_dir, run.output_dir, plan.preprocessed, run.version)
+    origin = Provenance(
+        run.bids_dir, run.output_dir, plan.preprocessed, run.version, sloppy=run.preprocessing.quick
+    )
     sidecars = preprocessing_sidecars(plan.visit, plan.paths, origin, run.space)
     return {path: (path, sidecar) for path, sidecar in sidecars.items()}
 
@@ -624,6 +626,7 @@ def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]
         PetPlan(
             pet=pet.used,
             durations=frame_durations(pet),
+            starts=() if pet.derived else frame_starts(pet),  # who may have chosen frames
             outputs={field: outputs[getattr(paths, field)] for field in PET_OUTPUTS},
             orientation=pet.orientation,
             derived=pet.derived,

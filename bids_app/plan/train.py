@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from bids_app.synthesis.evaluation import (
     ROWS,
     ScoreRecord,
     basis_from_json,
+    lpips_from_json,
     records_from_json,
+    without_lpips,
 )
 from bids_app.synthesis.models import TISSUE, Spec, TissueSpec, configuration_of, spec_to_dict
 from bids_app.synthesis.statistics import split
@@ -330,21 +333,27 @@ def baseline_paths(study: Study, folds: Sequence[Fold]) -> list[Path]:
     return [records_path(study, "baselines", fold.number) for fold in folds]
 
 
-def _read(path: Path) -> tuple[str, list[ScoreRecord]]:
-    content = read_json(path)
-    try:
-        return basis_from_json(content), records_from_json(content)
-    except ValueError as error:
-        raise UnusableDataError(f"{path}: {error}; delete it") from error
+@dataclass(frozen=True)
+class _Row:
+    """Scores of a row, with the digests of what they depend on, by fold, and the LPIPS weights."""
+
+    bases: list[str]
+    lpips: set[str]
+    records: list[ScoreRecord]
 
 
-def _of_row(study: Study, name: str) -> tuple[list[str], list[ScoreRecord]] | None:
-    """Read the digests of a row and its records; None if those of a fold are missing."""
-    try:
-        parts = [_read(records_path(study, name, k + 1)) for k in range(study.folds)]
-    except (ReadWriteError, UnusableDataError):
-        return None
-    return [basis for basis, _ in parts], [record for _, part in parts for record in part]
+def _read_row(study: Study, name: str) -> _Row | None:
+    """Read the scores of a row; None if those of a fold are missing."""
+    row = _Row([], set(), [])
+    for fold in range(1, study.folds + 1):
+        try:
+            content = read_json(records_path(study, name, fold))
+            row.records.extend(records_from_json(content))
+        except (ReadWriteError, UnusableDataError, ValueError):
+            return None
+        row.bases.append(basis_from_json(content))
+        row.lpips.add(lpips_from_json(content))
+    return row
 
 
 def gather_records(study: Study, folds: Sequence[Fold]) -> tuple[list[ScoreRecord], list[str]]:
@@ -352,31 +361,53 @@ def gather_records(study: Study, folds: Sequence[Fold]) -> tuple[list[ScoreRecor
 
     Rows may be trained by separate runs, in parallel; each run lists what all have written so far.
     Rows of an earlier run are left out if its images, folds or smoothing were different, although
-    their files have the same names.
+    their files have the same names. LPIPS is left out of rows that were measured with other weights
+    than those of this run, which have measured the baselines; if these have none, than the first
+    row that has some.
 
     Returns
     -------
     records : list of ScoreRecord
         Scores of rows that can be shown in one table.
     notes : list of str
-        Reasons why other rows are left out.
+        Reasons why other rows, or their LPIPS, are left out.
     """
     bases = bases_of(study, folds)
-    baselines = _of_row(study, "baselines")
-    records = [] if baselines is None or baselines[0] != bases else baselines[1]
+    baselines = _read_row(study, "baselines")
+    rows = {} if baselines is None or baselines.bases != bases else {"baselines": baselines}
     notes = []
     for name in ROWS:
         folder = study.output_dir / CROSSVALIDATION / name
         if name in BASELINES or not folder.is_dir():
             continue
-        row = _of_row(study, name)
+        row = _read_row(study, name)
         if row is None:
             notes.append(f"{name}: not in the table, because scores of a fold are missing")
-        elif row[0] != bases:
+        elif row.bases != bases:
             notes.append(
                 f"{name}: not in the table, because it was cross-validated on other images or "
                 "folds, with another smoothing, or by an earlier version; train it again"
             )
         else:
-            records += row[1]
+            rows[name] = row
+    records, more = _with_comparable_lpips(rows)
+    return records, [*notes, *more]
+
+
+def _with_comparable_lpips(rows: Mapping[str, _Row]) -> tuple[list[ScoreRecord], list[str]]:
+    """Return the records of all rows, without LPIPS of other weights than the first, and notes."""
+    records, notes, known = list[ScoreRecord](), list[str](), set[str]()
+    for name, row in rows.items():
+        if all(math.isnan(record.scores.lpips) for record in row.records):
+            records += row.records
+            continue
+        known = known or row.lpips
+        if row.lpips == known and len(known) == 1:
+            records += row.records
+            continue
+        records += map(without_lpips, row.records)
+        notes.append(
+            f"{name}: its LPIPS is n/a in the table, because it was measured with other weights "
+            "than that of other rows; to compare it, train it again with the same --lpips-weights"
+        )
     return records, notes

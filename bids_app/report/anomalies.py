@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from bids_app.derivatives.detections import (
@@ -26,7 +27,7 @@ from bids_app.derivatives.detections import (
     read_tests,
 )
 from bids_app.derivatives.sidecars import Faults
-from bids_app.detection.card import CARD, DetectorCard, read_card
+from bids_app.detection.card import CARD, DetectorCard, other_clusters, read_card
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.detectors import detector_of, rank_of
 from bids_app.detection.distribution import CheckedPet
@@ -83,6 +84,22 @@ def in_order(names: Iterable[str]) -> list[str]:
 def place_of(cluster: Cluster) -> str:
     """Format the centre of a cluster: ``"−22, 14, 9"``."""
     return write_place(cluster.x, cluster.y, cluster.z)
+
+
+def describe_absence(settings: Mapping[str, object]) -> str:
+    """Return why there is no cluster, after "No cluster"; ``settings`` are options of the run.
+
+    Examples
+    --------
+    >>> describe_absence({})
+    'was found'
+    >>> describe_absence({"expected_false": 0.5})
+    'is as rare in controls as --expected-false 0.5 asks for'
+    """
+    limit = settings.get("expected_false")
+    if not isinstance(limit, int | float):
+        return "was found"
+    return f"is as rare in controls as --expected-false {limit:g} asks for"
 
 
 def write_place(*place: float) -> str:
@@ -261,7 +278,11 @@ class Detected:
         return tuple(dict.fromkeys(training_set for training_set, _ in self.detectors))
 
 
-def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
+def find_detected(
+    output_dir: Path,
+    applied: Path | None = None,
+    settings: Mapping[str, object] = MappingProxyType({}),
+) -> Detected:
     """Read the output of the last run of the group level from a derivative dataset.
 
     If no record lists the maps of that run, all maps on disk are assumed to belong to it.
@@ -272,6 +293,8 @@ def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
         Path of the derivative dataset.
     applied : Path, optional
         Folder of the previously trained detectors that were applied; None if there is none.
+    settings : mapping
+        Options of that run by name; see :func:`control_scores`.
     """
     faults, evaluated = Faults(output_dir), Faults(output_dir)
     run, on_disk = read_run(output_dir), maps_on_disk(output_dir)
@@ -281,7 +304,7 @@ def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
     sets = {subject.training_set for subject in maps}
     cards = find_cards(output_dir, sets, applied, faults)
     clusters = read_all_clusters(output_dir, faults)
-    scores = control_scores(cards, faults)
+    scores = control_scores(cards, settings, faults)
     shares = control_shares(cards, faults)
     curve, responses = read_curve(output_dir, evaluated), read_froc(output_dir, evaluated)
     tests = read_tests(output_dir, evaluated)
@@ -307,6 +330,9 @@ def find_detected(output_dir: Path, applied: Path | None = None) -> Detected:
     )
 
 
+NO_CONTROLS: Final = (
+    "no control was held out, or clusters of controls were found with other options"
+)
 Cards = Mapping[str, tuple[Path, DetectorCard]]  # training set → folder of its card, and the card
 
 
@@ -346,10 +372,16 @@ def folders_of(output_dir: Path, sets: Collection[str], applied: Path | None) ->
     return [output_dir / DETECTORS_FOLDER / name for name in in_order(sets)]
 
 
-def control_scores(cards: Cards, faults: Faults) -> Scores:
-    """Read the cluster sums of held-out controls; a control without clusters has an empty list."""
+def control_scores(cards: Cards, settings: Mapping[str, object], faults: Faults) -> Scores:
+    """Read the cluster sums of held-out controls; a control without clusters has an empty list.
+
+    Controls are left out if their clusters were found with other options than those of the run,
+    which are in ``settings`` by name.
+    """
     scores = Scores()
-    for name, (folder, _) in cards.items():
+    for name, (folder, card) in cards.items():
+        if other_clusters(card, settings):
+            continue
         for line in read_control_clusters(folder, faults):
             controls = scores.setdefault((name, line.detector), {})
             sums = controls.setdefault(name_visit(line.participant_id, line.session_id), [])

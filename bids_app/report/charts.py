@@ -615,14 +615,14 @@ ASIDE: Final = 0.05  # clusters; sideways shift that keeps coinciding lines apar
 MOST_FALSE: Final = 10.0  # false clusters per control up to which a curve is drawn (our choice)
 MOST_CLUSTERS: Final = 12  # up to which every whole number is labelled
 UNIT_NAMES: Final = {"lesion": "Lesions", "patient": "Patients with a lesion"}
-ACROSS: Final = "clusters kept per patient"
+ACROSS: Final = "first clusters per patient"
 FALSE: Final = "false clusters per held-out control"
 MOST_BANDS: Final = 4  # lines with confidence bands; more bands hide each other (our choice)
 
 
 @plain_style()
 def draw_detection(detected: Detected) -> Chart | None:
-    """Draw sensitivity against kept clusters: lesions on the left, patients on the right.
+    """Draw sensitivity by number of first clusters: lesions on the left, patients on the right.
 
     Returns
     -------

@@ -22,8 +22,10 @@ from bids_app.errors import Mri2petError
 from bids_app.imaging.volume import Mask
 from bids_app.nifti import Image
 from bids_app.report.anomalies import (
+    NO_CONTROLS,
     Scores,
     control_scores,
+    describe_absence,
     describe_place,
     find_cards,
     format_score,
@@ -124,23 +126,25 @@ def findings_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> list
         and not anomaly.held_out
         and (run_paths is None or anomaly.paths["statmap"] in run_paths)
     ]
-    applied, faults = detector_of_run(read_record(output_dir, "group")), Faults(output_dir)
-    cards = find_cards(output_dir, {anomaly.training_set for anomaly in shown}, applied, faults)
-    scores = control_scores(cards, faults)
+    record, faults = read_record(output_dir, "group"), Faults(output_dir)
+    sets = {anomaly.training_set for anomaly in shown}
+    cards = find_cards(output_dir, sets, detector_of_run(record), faults)
+    scores = control_scores(cards, record["settings"], faults)
+    absence = describe_absence(record["settings"])
     return [
-        _findings_of_pet(output_dir, [anomaly for anomaly in shown if anomaly.stem == stem], scores)
+        _findings_of_pet(output_dir, [a for a in shown if a.stem == stem], scores, absence)
         for stem in dict.fromkeys(anomaly.stem for anomaly in shown)
     ]
 
 
 def _findings_of_pet(
-    output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores
+    output_dir: Path, anomalies: Sequence[Anomaly], scores: Scores, absence: str
 ) -> dict[str, object]:
     anomalies = leading_first(anomalies)
     lead = anomalies[0]
     entry: dict[str, object] = {
         "name": lead.name,
-        "summary": _summarize(lead, scores),
+        "summary": _summarize(lead, scores, absence),
         "clusters": [
             Found(*_describe_cluster(c, lead, scores), None) for c in lead.clusters[:FIRST]
         ],
@@ -198,17 +202,17 @@ def _count_controls(cluster: Cluster, lead: Anomaly, scores: Scores) -> tuple[in
     return sum(max(sums, default=-np.inf) >= cluster.sum_score for sums in controls), len(controls)
 
 
-def _summarize(lead: Anomaly, scores: Scores) -> str:
+def _summarize(lead: Anomaly, scores: Scores, absence: str) -> str:
     """Summarize the findings in one sentence."""
     detector = name_of(lead.detector)
     if not lead.clusters:
-        return f"No cluster was found by {detector}."
+        return f"No cluster of {detector} {absence}."
     first = lead.clusters[0]
     place = f"{describe_place(first)}, {format_volume(first.volume)} cm³"
     strongest = f"The strongest cluster found by {detector} ({place})"
     n_strong, n_controls = _count_controls(first, lead, scores)
     if not n_controls:
-        return f"{strongest} cannot be compared with healthy people: no control was held out."
+        return f"{strongest} cannot be compared with healthy people: {NO_CONTROLS}."
     if not n_strong:
         return f"{strongest} is stronger than every cluster of {n_controls} held-out controls."
     sentence = f"{strongest} is matched or exceeded in {n_strong} of {n_controls} held-out controls"
@@ -235,7 +239,7 @@ def _describe_cluster(
         f"{n_strong} of {n_controls} held-out controls {_have(n_strong)} a cluster as strong."
     )
     sentences = [
-        compared if n_controls else "No control was held out to compare it with.",
+        compared if n_controls else f"It is not compared with controls: {NO_CONTROLS}.",
         f"Peak score {format_score(cluster.peak_score)} at {peak} mm; centre at "
         f"{place_of(cluster)} mm.",
     ]

@@ -7,17 +7,19 @@ from typing import Final, Unpack
 
 from bids_app.derivatives.detections import Anomaly, Listed, find_anomalies
 from bids_app.derivatives.paths import resolution_label
-from bids_app.detection.card import Control, DetectorCard
+from bids_app.detection.card import OF_CLUSTERS, Control, DetectorCard
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.detectors import LEADING, needing_synthetic, rank_of
 from bids_app.detection.distribution import compare_kinds
 from bids_app.detection.evaluation import FALSE_RATES, CurvePoint, FreePoint, McNemarTest, point_at
 from bids_app.errors import NAMED_AT_MOST, count_noun, name_some
 from bids_app.report.anomalies import (
+    NO_CONTROLS,
     UNITS,
     Detected,
     DetectorKey,
     cells_of,
+    describe_absence,
     find_detected,
     format_score,
     in_rank,
@@ -175,7 +177,7 @@ def summaries_of(detected: Detected, calibrations: Sequence[Calibration]) -> lis
     """Summarize each detector in a line.
 
     The cells are its name, its number of clusters, the patients beyond all controls, and the
-    lesions found by the first and by all clusters.
+    lesions found by the first and by the first clusters up to the end of the curve.
     """
     return [_summary(detected, calibration) for calibration in calibrations]
 
@@ -370,8 +372,8 @@ def _calibration(detected: Detected) -> list[str]:
         sets = f"Training set{'s' * (len(names) > 1)} {enumerate_words(names)}"
         if not n_controls:
             sentences.append(
-                f"{sets}: no control was held out, so the number of such clusters in healthy "
-                "people is unknown."
+                f"{sets}: {NO_CONTROLS}, so the number of such clusters in healthy people is "
+                "unknown."
             )
         elif n_controls < FEW:
             sentences.append(
@@ -433,7 +435,7 @@ def write_group_report(
     """
 
     def gather(record: RunSummary) -> dict[str, object]:
-        detected = find_detected(output_dir, detector_of_run(record))
+        detected = find_detected(output_dir, detector_of_run(record), record["settings"])
         space = f"{template}_res-{resolution_label(resolution)}"
         patients = detected.participants
         return {
@@ -450,6 +452,9 @@ def write_group_report(
                 (_page(label), name_visit(label, None)) for label in patients[MOST_PICTURED:]
             ],
             "methods": _methods(detected, record),
+            "no_controls": NO_CONTROLS,
+            "absence": describe_absence(record["settings"]),
+            "selective": isinstance(record["settings"].get("expected_false"), int | float),
             **_detectors(detected),
             **_results(detected),
         }
@@ -457,20 +462,18 @@ def write_group_report(
     return write_report(output_dir, NAME, summary, "group.html", gather)
 
 
-OF_PATIENTS = ("cluster_extent", "min_cluster_size")  # of this run, whatever a card says
-
-
 def write_group_methods(output_dir: Path) -> str:
     """Return the methods paragraph of the last run, as plain text."""
     record = read_record(output_dir, NAME)
-    return _methods(find_detected(output_dir, detector_of_run(record)), record)
+    detected = find_detected(output_dir, detector_of_run(record), record["settings"])
+    return _methods(detected, record)
 
 
 def _methods(detected: Detected, record: RunSummary) -> str:
     settings = describe_settings(record["settings"])
     parameters = [flatten(card.parameters) for card in detected.cards.values()]
     by_name = {key.rpartition(".")[2]: v for flat in parameters for key, v in flat.items()}
-    own = {name: value for name, value in record["settings"].items() if name in OF_PATIENTS}
+    own = {name: value for name, value in record["settings"].items() if name in OF_CLUSTERS}
     return group_methods(detected, record["versions"], {**settings, **by_name, **flatten(own)})
 
 
@@ -584,6 +587,7 @@ def _results(detected: Detected) -> dict[str, object]:
     calibrations = calibrations_of(detected)
     return {
         "evaluated": bool(detected.curve),
+        "most": max((point.clusters for point in detected.curve), default=0),
         "summaries": summaries_of(detected, calibrations),
         "tables": [cluster_table(detected, key) for key in sorted(detected.detectors, key=_lead)],
         "curve": draw_detection(detected),

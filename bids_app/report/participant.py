@@ -25,9 +25,11 @@ from bids_app.detection.detectors import meaning_of
 from bids_app.errors import Mri2petError
 from bids_app.files import object_at
 from bids_app.report.anomalies import (
+    NO_CONTROLS,
     OWN_PLACE,
     cells_of,
     control_scores,
+    describe_absence,
     find_cards,
     is_rare,
     lesions_known,
@@ -80,10 +82,11 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[
     dict or None
         Dictionary with ``parts``, the results of the detectors of the primary training set for each
         PET; ``others``, those of other training sets; ``control``, whether the participant is a
-        control, scored by folds that left it out; ``placed``, whether any table gives the places of
-        clusters on the participant's own T1w; ``viewers``, one per PET; and ``niivue``, the script
-        that they need. Maps left over from an earlier run come last, and are in no viewer if the
-        last run has mapped the participant. None if there is no score map.
+        control, scored by folds that left it out; ``no_controls``, why there are no expected counts
+        if there are none; ``absence``, why there is no cluster; ``placed``, whether any table gives
+        the places of clusters on the participant's own T1w; ``viewers``, one per PET; and
+        ``niivue``, the script that they need. Maps left over from an earlier run come last, and are
+        in no viewer if the last run has mapped the participant. None if there is no score map.
     """
     anomalies = leading_first(find_anomalies(output_dir, subject, spaces=spaces))
     if not anomalies:
@@ -105,6 +108,8 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[
         "others": [part for part in parts if not part["primary"]],
         "control": any(anomaly.held_out for anomaly in recent),
         "placed": any(part["placed"] for part in parts),
+        "no_controls": NO_CONTROLS,
+        "absence": describe_absence(read_record(output_dir, GROUP)["settings"]),
         "viewers": list(viewers.values()),
         "niivue": library() if any(pet_viewer["viewer"] for pet_viewer in viewers.values()) else "",
     }
@@ -124,9 +129,10 @@ def columns_of(anomaly: Anomaly) -> tuple[str, ...]:
 
 def _controls(output_dir: Path, anomalies: Sequence[Anomaly]) -> dict[tuple[str, str], int]:
     """Count the held-out controls of the last run, by training set and detector."""
-    applied, faults = detector_of_run(read_record(output_dir, "group")), Faults(output_dir)
-    cards = find_cards(output_dir, {anomaly.training_set for anomaly in anomalies}, applied, faults)
-    scores = control_scores(cards, faults)
+    record, faults = read_record(output_dir, GROUP), Faults(output_dir)
+    sets = {anomaly.training_set for anomaly in anomalies}
+    cards = find_cards(output_dir, sets, detector_of_run(record), faults)
+    scores = control_scores(cards, record["settings"], faults)
     return {detector: len(controls) for detector, controls in scores.items()}
 
 

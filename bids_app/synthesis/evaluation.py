@@ -7,7 +7,7 @@ elsewhere.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -259,7 +259,9 @@ class ScoreRecord:
     sweep: Mapping[float, float] = field(default_factory=dict)
 
 
-def records_to_json(records: Sequence[ScoreRecord], basis: str = "") -> dict[str, object]:
+def records_to_json(
+    records: Sequence[ScoreRecord], basis: str = "", lpips: str = ""
+) -> dict[str, object]:
     """Convert records to plain values for JSON; nan becomes null, and infinity a string.
 
     Parameters
@@ -269,9 +271,13 @@ def records_to_json(records: Sequence[ScoreRecord], basis: str = "") -> dict[str
     basis : str
         Digest of the data they are based on; empty if unknown. Only records with the same digest
         can be compared between models.
+    lpips : str
+        Weights with which LPIPS was computed; empty if it was not, or if they are unknown. LPIPS of
+        other weights cannot be compared.
     """
     return {
         "Basis": basis,
+        "LPIPSWeights": lpips,
         "Records": [
             {
                 **asdict(record),
@@ -286,6 +292,17 @@ def records_to_json(records: Sequence[ScoreRecord], basis: str = "") -> dict[str
 def basis_from_json(content: Mapping[str, object]) -> str:
     """Return the digest of the data that records are based on; empty if there is none."""
     return str(content.get("Basis", ""))
+
+
+def lpips_from_json(content: Mapping[str, object]) -> str:
+    """Return the weights with which LPIPS of records was computed; empty if they are unknown."""
+    return str(content.get("LPIPSWeights", ""))
+
+
+def without_lpips(record: ScoreRecord) -> ScoreRecord:
+    """Return a record whose LPIPS is nan."""
+    scores = replace(record.scores, lpips=math.nan, lpips_brain=math.nan)
+    return replace(record, scores=scores)
 
 
 def records_from_json(content: Mapping[str, object]) -> list[ScoreRecord]:

@@ -107,6 +107,11 @@ class Lpips(nn.Module):
         """Whether the weights file is a known copy of the published tensors, by its SHA-256."""
         return self.sha256 in (PUBLISHED_SHA256, FETCHED_SHA256)
 
+    @property
+    def weights(self) -> str:
+        """Name of the weights, whatever the format of their file; of unknown ones, its SHA-256."""
+        return "published" if self.is_published else self.sha256
+
     def forward(self, one: Tensor, other: Tensor) -> list[Tensor]:
         x = (torch.cat([one, other]) - self.shift) / self.scale
         distances: list[Tensor] = []
@@ -346,7 +351,9 @@ class Scorer:
 
     def plain_values(self, basis: str = "") -> dict[str, object]:
         """Return the records as plain values; see :func:`records_to_json`."""
-        return records_to_json(self.records, basis)
+        return records_to_json(
+            self.records, basis, "" if self._lpips is None else self._lpips.weights
+        )
 
 
 def mean_pet(folders: Iterable[Path]) -> Volume:

@@ -44,6 +44,8 @@ class PetPlan:
         Axis code that the user asserts because the header has none; otherwise empty.
     derived : Derived or None
         Results of another app for it, if any.
+    starts : tuple of float
+        Starts of its frames, in s after injection; empty if unknown.
     """
 
     pet: Path
@@ -51,6 +53,7 @@ class PetPlan:
     outputs: Mapping[str, Output]
     orientation: str = ""
     derived: Derived | None = None
+    starts: tuple[float, ...] = ()
 
 
 def _save_all(
@@ -139,6 +142,7 @@ def init_preprocessing_wf(
             pet=plan.pet,
             orientation=plan.orientation,
             durations=plan.durations,
+            starts=plan.starts,
             options=options,
             derived=plan.derived,
             name=f"pet_{number}_wf",

@@ -270,6 +270,7 @@ def init_pet_wf(
     pet: Path,
     orientation: str = "",
     durations: tuple[float, ...],
+    starts: tuple[float, ...] = (),
     options: Preprocessing,
     derived: Derived | None = None,
     name: str = "pet_wf",
@@ -287,6 +288,8 @@ def init_pet_wf(
         Axis code that the user asserts because the header has none; otherwise empty.
     durations : tuple of float
         Durations of the frames, in s; empty if there is one volume.
+    starts : tuple of float
+        Starts of the frames, in s after injection; empty if unknown.
     options : Preprocessing
         Targets and parameters.
     derived : Derived or None
@@ -345,6 +348,7 @@ def init_pet_wf(
             pet=str(pet),
             orientation=orientation,
             durations=list(durations),
+            starts=list(starts),
             frames=list(options.frames),
         ),
         name="read",

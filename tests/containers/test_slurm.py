@@ -106,7 +106,7 @@ def test_a_task_that_was_killed_goes_on_when_it_is_submitted_again(slurm, bids, 
     begun = []
     while not begun and call("squeue", "-h", "-j", first, env=slurm, check=False).stdout:
         time.sleep(0.2)
-        begun = list((out / ".work").glob("mri2pet/**/register_to_template"))
+        begun = list((out / ".work").glob("*/mri2pet/**/register_to_template"))
     call("scancel", first, env=slurm)
     while call("squeue", "-h", "-j", first, env=slurm, check=False).stdout:
         time.sleep(0.2)
