@@ -11,6 +11,7 @@ from bids_app.imaging.intensity import (
     raise_above_zero,
     scale_to_unit,
     smooth,
+    subtract_air,
 )
 from bids_app.imaging.similarity import (
     dice,
@@ -245,6 +246,51 @@ def test_similarity_sees_only_the_voxels_that_count(rng):
     one, where = draw(rng), draw(rng) > 0.5
     other = np.where(where, one, draw(rng))
     assert normalized_mutual_information(one, other, where) == pytest.approx(2)
+
+
+def head_with_uptake(rng, background=0.0):
+    """Make a PET of a head: brain 100, scalp 10, and noise of air."""
+    away = np.linalg.norm(np.indices((40, 40, 40)) - 19.5, axis=0)
+    pet = np.select([away < 10, away < 13], [100, 10], background).astype(np.float32)
+    return pet + rng.standard_normal(pet.shape).astype(np.float32), away
+
+
+def test_what_was_added_to_a_pet_is_found(rng):
+    pet, away = head_with_uptake(rng)
+    for added in (30, 1000, -30):
+        shifted, level = subtract_air(pet + np.float32(added))
+        assert level == pytest.approx(added, abs=0.1)
+        assert shifted == pytest.approx(pet, abs=0.1)
+    stripped = np.where(away < 10, pet, 0) + np.float32(30)
+    assert subtract_air(stripped)[1] == 30
+    padded = np.where(np.indices(pet.shape)[0] < 5, 0, pet + np.float32(30))
+    shifted, level = subtract_air(padded)
+    assert level == pytest.approx(30, abs=0.1)
+    assert not shifted[:5].any()
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        lambda pet, away: pet,
+        lambda pet, away: np.where(away < 10, pet, 0),  # stripped
+        lambda pet, away: np.where(away < 10, pet, np.nan),
+        lambda pet, away: np.where(away < 10, pet, 0)[10:30, 10:30, 10:30],
+        lambda pet, away: pet[10:30, 10:30, 10:30],  # the faces show scalp
+        lambda pet, away: pet[14:26, 14:26, 14:26],  # and here brain
+        lambda pet, away: np.where(away < 16, pet, -1000),  # outside of the field of view
+        lambda pet, away: np.where(away < 16, pet, 0),
+        lambda pet, away: pet[:, :, :20],
+        lambda pet, away: pet[:, :, 20:],
+        lambda pet, away: np.maximum(pet, 0),
+        lambda pet, away: np.full_like(pet, np.nan),
+    ],
+)
+def test_nothing_is_subtracted_from_a_good_pet(rng, seen):
+    pet = seen(*head_with_uptake(rng)).astype(np.float32)
+    same, level = subtract_air(pet)
+    assert level == 0
+    np.testing.assert_array_equal(same, pet)
 
 
 def test_similarity_of_constants_is_1():

@@ -97,6 +97,20 @@ def test_a_constant_added_to_a_t1w_is_subtracted(tmp_path, rng, save):
     )
 
 
+@pytest.mark.parametrize("lost", [500, -500])
+def test_a_constant_added_to_a_pet_is_subtracted(tmp_path, rng, save, lost):
+    """Otherwise, all ratios would be nearer to 1 in it. Noise of air may be negative."""
+    data = 3 * rng.standard_normal(SHAPE).astype(np.float32)
+    data[2:-2, 2:-2, 2:-2] += 1000
+    out = node(ReadPET, tmp_path, pet=save("x", data + lost), durations=[], frames=[])
+    assert nifti.load(out.pet).data == pytest.approx(data, abs=1)
+    (note,) = out.sidecar["ReadingNotes"]
+    assert "x.nii.gz: the air around the head has an intensity of " in note
+    out = node(ReadPET, tmp_path, pet=save("x", data), durations=[], frames=[])
+    assert nifti.load(out.pet).data == pytest.approx(data, abs=1e-3)
+    assert "ReadingNotes" not in out.sidecar
+
+
 def test_a_t1w_of_several_volumes_is_refused(tmp_path, rng, save):
     with pytest.raises(UnusableDataError, match=r"in\.nii\.gz: 3 volumes, where a T1w has one"):
         node(ReadT1w, tmp_path, t1w=save("in", rng.random((*SHAPE, 3))))

@@ -418,3 +418,21 @@ def test_a_pet_that_mri2pet_has_predicted_is_no_measured_one(tmp_path):
         _check_pet(pet, (), "")
     nifti.save(image, path)
     assert _check_pet(pet, (), "").shape == (40, 40, 40)
+
+
+def test_a_predicted_pet_without_its_mark_in_the_header_is_refused(tmp_path):
+    path = tmp_path / "sub-01_trc-18FFDG_pet.nii.gz"
+    nifti.save(nifti.Image(np.ones((40, 40, 40), np.float32), np.diag([4.0, 4, 4, 1])), path)
+    pet = Scan(path, "01", None, (("sub", "01"), ("trc", "18FFDG")))
+    for odd, told in (
+        (replace(pet, metadata=(("Synthetic", True),)), "its sidecar says Synthetic"),
+        (replace(pet, entities=(*pet.entities, ("desc", "synth"))), "its name says desc-synth"),
+        (replace(pet, entities=(*pet.entities, ("desc", "difference"))), "its name says desc-diff"),
+    ):
+        with pytest.raises(UnusableDataError, match=f"{told}.*, so it was predicted, not measured"):
+            _check_pet(odd, (), "")
+    honest = replace(pet, metadata=(("Synthetic", False),))
+    assert _check_pet(honest, (), "").shape == (40, 40, 40)
+    nifti.save(nifti.load(path), path, description=f"From {nifti.SYNTHETIC_PET}")
+    with pytest.raises(UnusableDataError, match="its header says SYNTHETIC FDG PET"):
+        _check_pet(pet, (), "")

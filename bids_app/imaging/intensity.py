@@ -225,6 +225,60 @@ def subtract_floor(volume: Volume) -> tuple[Volume, float]:
     return volume - np.float32(floor), floor
 
 
+FACES = 0.25  # share of the faces of a PET that shows air, or else its level is unknown; our choice
+LOWEST = 1  # percentile of a PET that represents its least intensities; our choice
+# The most that they may be below the air, as a share of its level and of the range; our choice
+OF_LEVEL, OF_RANGE = 0.5, 0.2
+
+
+def subtract_air(volume: Volume) -> tuple[Volume, float]:
+    """Subtract the level of the air around the head from a PET if a constant was added to all.
+
+    There is no tracer in air. A constant, such as an intercept that was lost, makes all tissues
+    more alike. The level of the air is the median of the faces of the volume, if it is near the
+    least intensities: the faces of a volume that was cropped inside the head show tissue. The least
+    intensity alone would not do, because noise of air may be negative.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Intensities of a PET in any unit; NaN or infinite in gaps. 0, and a negative minimum, may be
+        padding; neither counts as air.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        Volume, from which the level is subtracted, except where it is 0, if it is further from 0
+        than FLOOR of the 99.9th percentile above the level.
+    float
+        What was subtracted; 0 if nothing was.
+
+    Examples
+    --------
+    >>> pet = np.full((3, 3, 3), 7, np.float32)
+    >>> pet[1, 1, 1] = 20
+    >>> shifted, level = subtract_air(pet)
+    >>> level, float(shifted.max())
+    (7.0, 13.0)
+    """
+    known = np.isfinite(volume) & (volume != 0)
+    least = float(volume[known].min(initial=0))
+    if least < 0:
+        known &= volume != least
+    shown, faces = (
+        np.concatenate([part.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])
+        for part in (known, volume)
+    )
+    if shown.mean() < FACES:
+        return volume, 0.0
+    level = float(np.median(faces[shown]))
+    lowest, top = np.percentile(volume[known], (LOWEST, TISSUE))
+    below, size = level - lowest, abs(level)
+    if size <= FLOOR * (top - level) or below > min(OF_LEVEL * size, OF_RANGE * (top - level)):
+        return volume, 0.0
+    return np.where(volume == 0, 0, volume - np.float32(level)), level
+
+
 LEAST = 0.1  # percentile of the brain raised to 0 if it is negative; our choice, as in winsorize
 FAR_OUT = (
     3.0  # interquartile ranges below the first quartile: Tukey (1977), Exploratory data analysis

@@ -27,6 +27,7 @@ from bids_app.imaging.intensity import (
     intensity_of_one,
     raise_above_zero,
     scale_to_unit,
+    subtract_air,
     subtract_floor,
 )
 from bids_app.imaging.regions import RegionalUptake, measure_uptake_by_region
@@ -84,6 +85,18 @@ def _without_floor(image, name):
     return nifti.Image(data, image.affine, notes)
 
 
+def _without_air(image, name):
+    """Subtract a constant that was added to a PET, by the air; return the image, with a note."""
+    data, level = subtract_air(image.data)
+    notes = image.notes
+    if level:
+        notes += (
+            f"{name}: the air around the head has an intensity of {level:g}, as if a constant had "
+            "been added to all; it was subtracted.",
+        )
+    return nifti.Image(data, image.affine, notes)
+
+
 def _save_scan(image, name, path, valid_path):
     """Save a scan without gaps and spikes, and where it has data; return its reading notes."""
     image, valid = _without_gaps(image, name)
@@ -137,9 +150,10 @@ class ReadPET(SimpleInterface):
     def _run_interface(self, runtime):
         image = nifti.load_scan(self.inputs.pet, orientation=self.inputs.orientation, gaps=True)
         data, used, durations = self._one_volume(image.data)
-        average = nifti.Image(data, image.affine, image.notes)
+        name = Path(self.inputs.pet).name
+        average = _without_air(nifti.Image(data, image.affine, image.notes), name)
         path, valid = Path(runtime.cwd) / "pet.nii.gz", Path(runtime.cwd) / "valid.nii.gz"
-        notes = _save_scan(average, Path(self.inputs.pet).name, path, valid)
+        notes = _save_scan(average, name, path, valid)
         frames = {"FramesUsed": used, "FrameDurationsUsed": durations}
         self._results.update(pet=str(path), valid=str(valid), sidecar=frames | notes)
         return runtime

@@ -14,7 +14,13 @@ from bids_app.dataset.selection import select
 from bids_app.derivatives.description import dataset_names
 from bids_app.derivatives.find import SourceDigests, fingerprint, is_complete, stored_fingerprint
 from bids_app.derivatives.foreign import find_derived_pet, find_derived_t1w, read_app
-from bids_app.derivatives.paths import PetPaths, VisitPaths, sidecar_path, visit_paths
+from bids_app.derivatives.paths import (
+    SUBTRACTED,
+    PetPaths,
+    VisitPaths,
+    sidecar_path,
+    visit_paths,
+)
 from bids_app.derivatives.sidecars import (
     Provenance,
     Space,
@@ -53,6 +59,7 @@ from bids_app.workflows.registration import Preprocessing
 from bids_app.workflows.synthesis import SynthesisPlan
 
 VOLUME_AXES = 3
+PREDICTED = ("synth", *SUBTRACTED)  # desc- of images made from a synthetic PET
 ADVICE = "give one duration, in s, for each frame"
 AGAIN = "run the app that made it again, or leave its dataset out of --derivatives"
 Known = tuple[Scan, Header | None]  # None if this run does not read the image
@@ -130,17 +137,28 @@ def _is_one_volume(pet: Scan, header: Header | None) -> bool:
 
 def _check_pet(pet: Scan, chosen: Sequence[int], orientation: str) -> Header:
     header = nifti.inspect(pet.used, orientation=_confirmed_orientation(pet, orientation))
-    if header.description.startswith(nifti.SYNTHETIC_PET):
-        raise UnusableDataError(
-            f"{pet.used}: its header says {nifti.SYNTHETIC_PET}, so it was predicted, not "
-            "measured; give the acquired PET"
-        )
+    _refuse_predicted(pet, header)
     frames = _frames(header)
     if frames > 1:  # a single volume is used as it is, whatever frames its sidecar lists
         _check_durations(pet, frames, chosen)
     if not _is_one_volume(pet, header):
         _check_frames(pet, frames, chosen)
     return header
+
+
+def _refuse_predicted(pet: Scan, header: Header) -> None:
+    """Refuse an image made from a synthetic PET, by its header, its sidecar or its name."""
+    where = ""
+    if nifti.SYNTHETIC_PET in header.description:
+        where = f"its header says {nifti.SYNTHETIC_PET}"
+    elif dict(pet.metadata).get("Synthetic", False) is not False:
+        where = "its sidecar says Synthetic"
+    elif pet.entity("desc") in PREDICTED:
+        where = f"its name says desc-{pet.entity('desc')}"
+    if where:
+        raise UnusableDataError(
+            f"{pet.used}: {where}, so it was predicted, not measured; give the acquired PET"
+        )
 
 
 def _check_durations(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
