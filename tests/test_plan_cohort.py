@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -349,6 +350,28 @@ def test_images_on_different_scales_are_refused(out, rng):
     write_synthetic(out, write_control(out, "04", rng, pet=False), rng, times_mean=2.5)
     with pytest.raises(UnusableDataError, match=r"sub-04_.*synth_pet.* different scales.*--paper"):
         choose(out)
+
+
+@pytest.mark.parametrize(
+    ("owners", "refused"),
+    [
+        (("01", "02"), "sub-02_.*was made from the same raw file as that of sub-01, so one"),
+        (("01", "p2"), "sub-p2_.* of sub-01, .*; replace .*--exclude-participant-label p2"),
+        (("p1", "p2"), ""),  # on neither is anything trained
+        (("01", "01"), ""),
+    ],
+)
+@pytest.mark.parametrize("image", ["T1w", "pet"])
+def test_a_raw_image_that_a_control_shares_is_refused(out, owners, refused, image):
+    for label in GROUPS:
+        for path in out.glob(f"sub-{label}/*/*_space-*_desc-preproc_*.json"):
+            is_shared = label in owners and path.name.endswith(f"{image}.json")
+            edit(path, SourceSHA256="same" if is_shared else f"{path.name}")
+    with pytest.raises(UnusableDataError, match=refused) if refused else nullcontext():
+        choose(out)
+    if owners == ("01", "02"):
+        with pytest.raises(UnusableDataError, match=refused):
+            choose_controls(Settings(Path("/raw"), out, "train", sloppy=True), version("mri2pet"))
 
 
 def test_what_the_card_of_a_generator_says_comes_with_its_synthetic_pet(out, rng):

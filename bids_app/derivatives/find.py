@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -239,6 +240,21 @@ def verdict_of_image(image: Path) -> tuple[str, str]:
     return verdict or "", "; ".join(reasons)
 
 
+SOURCE_DIGEST = "SourceSHA256"  # field of T1w and real PET in template space, of the raw file
+
+
+def source_digest_of(image: Path) -> str:
+    """Read the digest of the raw file that a T1w or real PET was made from; empty if unknown.
+
+    Raises
+    ------
+    ReadWriteError, UnusableDataError
+        If there is a sidecar but it cannot be read.
+    """
+    sidecar = sidecar_path(image)
+    return str(read_json(sidecar).get(SOURCE_DIGEST, "")) if sidecar.is_file() else ""
+
+
 def fit_of_image(pet: Path) -> float | None:
     """Read the correlation of a real PET with the uptake expected from the tissues of its T1w.
 
@@ -410,6 +426,20 @@ def digest_of(path: Path) -> str:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def _state_of(found: os.stat_result) -> list[int]:
+    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _is_as_known(path: Path, known: object, digest: str) -> bool:
+    """Return whether a file had this digest when it was read, and has not changed since."""
+    if not isinstance(known, list) or known[-1:] != [digest]:
+        return False
+    try:
+        return known[:-1] == _state_of(path.stat())
+    except OSError:
+        return False
+
+
 SETTLED = 2.0  # s; a file changed more recently may change again within one time stamp; our choice
 
 
@@ -438,15 +468,18 @@ class SourceDigests:
         except Mri2petError:
             return {}
 
+    def _name(self, path: Path) -> str:
+        inside = path.is_relative_to(self._root)
+        return (path.relative_to(self._root) if inside else path).as_posix()
+
     def of(self, path: Path) -> str:
         """Return the digest of a file; see :func:`digest_of`."""
-        inside = path.is_relative_to(self._root)
-        name = (path.relative_to(self._root) if inside else path).as_posix()
+        name = self._name(path)
         try:
             found = path.stat()
         except OSError:
             return digest_of(path)  # raises a suitable error
-        state = [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+        state = _state_of(found)
         known = self._new.get(name, self._known.get(name))
         if isinstance(known, list) and known[:-1] == state and isinstance(known[-1], str):
             return known[-1]
@@ -454,6 +487,18 @@ class SourceDigests:
         if time.time() - max(found.st_mtime, found.st_ctime) > SETTLED:
             self._new[name] = [*state, digest]
         return digest
+
+    def same_as(self, path: Path) -> list[str]:
+        """List the other known files with the content of a file, by their names in the dataset.
+
+        Files of earlier runs that were changed or removed since do not count.
+        """
+        digest, own = self.of(path), self._name(path)
+        return sorted(
+            name
+            for name, known in {**self._known, **self._new}.items()
+            if name != own and _is_as_known(self._root / name, known, digest)
+        )
 
     def save(self, output_dir: Path) -> None:
         """Write the digests of this run, keeping those of concurrent runs.

@@ -12,15 +12,15 @@ from bids_app.arguments import PREPROCESSED, WITH_PET
 from bids_app.dataset.index import frame_durations, frame_starts
 from bids_app.dataset.selection import select
 from bids_app.derivatives.description import dataset_names
-from bids_app.derivatives.find import SourceDigests, fingerprint, is_complete, stored_fingerprint
-from bids_app.derivatives.foreign import find_derived_pet, find_derived_t1w, read_app
-from bids_app.derivatives.paths import (
-    SUBTRACTED,
-    PetPaths,
-    VisitPaths,
-    sidecar_path,
-    visit_paths,
+from bids_app.derivatives.find import (
+    SOURCE_DIGEST,
+    SourceDigests,
+    fingerprint,
+    is_complete,
+    stored_fingerprint,
 )
+from bids_app.derivatives.foreign import find_derived_pet, find_derived_t1w, read_app
+from bids_app.derivatives.paths import SUBTRACTED, PetPaths, VisitPaths, sidecar_path, visit_paths
 from bids_app.derivatives.sidecars import (
     Provenance,
     Space,
@@ -38,6 +38,7 @@ from bids_app.errors import (
     ReadWriteError,
     UnusableDataError,
     UsageError,
+    name_some,
 )
 from bids_app.files import Json, read_json, read_text
 from bids_app.generators import GeneratorChoice, check_space, has_seen, known_labels
@@ -634,7 +635,36 @@ def doubts_of(plan: VisitPlan) -> list[str]:
 def _preprocessing_outputs(plan: VisitPlan, run: ParticipantPlan) -> dict[Path, Output]:
     origin = Provenance(run.bids_dir, run.output_dir, plan.preprocessed, run.version)
     sidecars = preprocessing_sidecars(plan.visit, plan.paths, origin, run.space)
+    for scan, image in (
+        (plan.visit.t1w, plan.paths.t1w_in_template),
+        *zip(plan.visit.pets, (pet.in_template for pet in plan.paths.pets), strict=True),
+    ):
+        sidecars[image][SOURCE_DIGEST] = run.digests.of(scan.path)
     return {path: (path, sidecar) for path, sidecar in sidecars.items()}
+
+
+def describe_copies(visit: Visit, run: ParticipantPlan) -> list[str]:
+    """Describe which raw images of a visit are the same file as that of another one.
+
+    One T1w may stand in several sessions of a participant.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError
+        If an image cannot be read.
+    """
+    sentences = []
+    for scan in (visit.t1w, *visit.pets):
+        own = f"sub-{scan.subject}"
+        twins = [Path(name) for name in run.digests.same_as(scan.path)]
+        others = [twin for twin in twins if twin.parts[0] != own or scan is not visit.t1w]
+        if others:
+            sentences.append(
+                f"{scan.path.name} is the same file as "
+                f"{name_some([twin.name for twin in others])}, so one of them shows somebody or "
+                "something else than its name says; replace it by the right image"
+            )
+    return sentences
 
 
 def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]:
