@@ -149,16 +149,17 @@ def _check_pet(pet: Scan, chosen: Sequence[int], orientation: str) -> Header:
 
 def _refuse_predicted(pet: Scan, header: Header) -> None:
     """Refuse an image made from a synthetic PET, by its header, its sidecar or its name."""
-    where = ""
-    if nifti.SYNTHETIC_PET in header.description:
-        where = f"its header says {nifti.SYNTHETIC_PET}"
+    place, mark = "", nifti.SYNTHETIC_PET
+    if mark in header.description:
+        place = "header"
     elif dict(pet.metadata).get("Synthetic", False) is not False:
-        where = "its sidecar says Synthetic"
+        place, mark = "sidecar", "Synthetic"
     elif pet.entity("desc") in PREDICTED:
-        where = f"its name says desc-{pet.entity('desc')}"
-    if where:
+        place, mark = "name", f"desc-{pet.entity('desc')}"
+    if place:
         raise UnusableDataError(
-            f"{pet.used}: {where}, so it was predicted, not measured; give the acquired PET"
+            f"{pet.used}: its {place} says {mark}, so it was predicted, not measured; give the "
+            "acquired PET"
         )
 
 
