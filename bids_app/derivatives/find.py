@@ -5,6 +5,7 @@ import json
 import os
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -430,16 +431,6 @@ def _state_of(found: os.stat_result) -> list[int]:
     return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
 
 
-def _is_as_known(path: Path, known: object, digest: str) -> bool:
-    """Return whether a file had this digest when it was read, and has not changed since."""
-    if not isinstance(known, list) or known[-1:] != [digest]:
-        return False
-    try:
-        return known[:-1] == _state_of(path.stat())
-    except OSError:
-        return False
-
-
 SETTLED = 2.0  # s; a file changed more recently may change again within one time stamp; our choice
 
 
@@ -461,6 +452,11 @@ class SourceDigests:
         self._root, self._file = bids_dir.absolute(), file
         self._known = self._read()
         self._new: dict[str, list[object]] = {}
+        self._names = defaultdict[str, set[str]](set)  # files of each digest, of any run
+        self._seen: set[str] = set()  # files of this run
+        for name, known in self._known.items():
+            if isinstance(known, list) and known and isinstance(known[-1], str):
+                self._names[known[-1]].add(name)
 
     def _read(self) -> dict[str, object]:
         try:
@@ -482,8 +478,13 @@ class SourceDigests:
         state = _state_of(found)
         known = self._new.get(name, self._known.get(name))
         if isinstance(known, list) and known[:-1] == state and isinstance(known[-1], str):
+            self._seen.add(name)
             return known[-1]
         digest = digest_of(path)
+        if isinstance(known, list) and known:
+            self._names[str(known[-1])].discard(name)  # its content has changed
+        self._names[digest].add(name)
+        self._seen.add(name)
         if time.time() - max(found.st_mtime, found.st_ctime) > SETTLED:
             self._new[name] = [*state, digest]
         return digest
@@ -493,12 +494,16 @@ class SourceDigests:
 
         Files of earlier runs that were changed or removed since do not count.
         """
-        digest, own = self.of(path), self._name(path)
-        return sorted(
-            name
-            for name, known in {**self._known, **self._new}.items()
-            if name != own and _is_as_known(self._root / name, known, digest)
-        )
+        others = self._names[self.of(path)] - {self._name(path)}
+        return sorted(name for name in others if name in self._seen or self._is_as_known(name))
+
+    def _is_as_known(self, name: str) -> bool:
+        """Return whether a file of an earlier run has not changed since."""
+        known = self._known.get(name)
+        try:
+            return isinstance(known, list) and known[:-1] == _state_of((self._root / name).stat())
+        except OSError:
+            return False
 
     def save(self, output_dir: Path) -> None:
         """Write the digests of this run, keeping those of concurrent runs.
