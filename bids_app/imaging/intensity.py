@@ -225,6 +225,36 @@ def subtract_floor(volume: Volume) -> tuple[Volume, float]:
     return volume - np.float32(floor), floor
 
 
+BRIGHT = 0.5  # of the largest intensity; our choice
+
+
+def saturation(volume: Volume) -> float:
+    """Return the share of the bright voxels that have the largest intensity.
+
+    It is near 0 unless brighter intensities were cut off, as by a type of integers that does not
+    hold them.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Intensities in any unit; NaN or infinite in gaps.
+
+    Returns
+    -------
+    float
+        Share of the voxels above half of the largest intensity, 0 to 1.
+
+    Examples
+    --------
+    >>> saturation(np.array([[[0, 1, 7, 8, 9, 9]]], np.float32))
+    0.5
+    """
+    values = volume[np.isfinite(volume)]
+    largest = values.max(initial=0)
+    bright = values[values > BRIGHT * largest]
+    return float((bright == largest).mean()) if bright.size else 0.0
+
+
 FACES = 0.25  # share of the faces of a PET that shows air, or else its level is unknown; our choice
 LOWEST = 1  # percentile of a PET that represents its least intensities; our choice
 # The most that they may be below the air, as a share of its level and of the range; our choice

@@ -26,6 +26,7 @@ from bids_app.imaging.intensity import (
     describe_scaling,
     intensity_of_one,
     raise_above_zero,
+    saturation,
     scale_to_unit,
     subtract_air,
     subtract_floor,
@@ -38,6 +39,7 @@ from bids_app.imaging.volume import Grid
 VOUCHED = "axis code to assume if the header defines none; empty: none is assumed"
 VALID = "mask of the voxels that are finite in the file; the others were set to 0"
 PSEUDO_NORMAL = "From SYNTHETIC FDG PET, mri2pet"  # in headers of images computed from both PET
+SATURATED = 0.02  # share of bright voxels with the largest intensity that is reported; our choice
 METHOD = "SimpleITK: rigid, affine; mutual information. dipy: SyN; cross-correlation"
 
 
@@ -86,9 +88,15 @@ def _without_floor(image, name):
 
 
 def _without_air(image, name):
-    """Subtract a constant that was added to a PET, by the air; return the image, with a note."""
+    """Subtract a constant that was added to a PET, by the air; return the image, with notes."""
     data, level = subtract_air(image.data)
-    notes = image.notes
+    notes, equal = image.notes, saturation(image.data)
+    if equal > SATURATED:
+        notes += (
+            f"{name}: {100 * equal:.0f} % of its bright voxels have the same, largest intensity, "
+            "as if brighter ones had been cut off; if they lie in the brain, differences there "
+            "are lost: export the image again.",
+        )
     if level:
         notes += (
             f"{name}: the air around the head has an intensity of {level:g}, as if a constant had "
