@@ -209,6 +209,20 @@ T1W_CRITERIA = (
     ),
 )
 PET_CRITERIA = (
+    Criterion(
+        UNLIKE,
+        0.4,
+        0.2,
+        "only {:.0%} of the PET's detail below 3 mm differs from that of the T1w, as if an MRI had "
+        "been given as PET",
+    ),
+    Criterion(
+        BLURRED,
+        0.75,
+        0.0,
+        "anatomy in the PET is sharper than PET scanners show it (only {:.0%} of its contrast is "
+        "blurred), as if an MRI had been given as PET",
+    ),
     Criterion(INSIDE, 0.8, 0.5, "only {:.0%} of the brain lies inside the PET"),
     Criterion(
         UPTAKE,
@@ -232,20 +246,6 @@ PET_CRITERIA = (
         0.85,
         "the brain has another size in the PET than in the T1w (ratio {:.2f}), as if the voxel "
         "size of one of them were wrong",
-    ),
-    Criterion(
-        UNLIKE,
-        0.4,
-        0.2,
-        "only {:.0%} of the PET's detail below 3 mm differs from that of the T1w, as if an MRI had "
-        "been given as PET",
-    ),
-    Criterion(
-        BLURRED,
-        0.75,
-        0.0,
-        "anatomy in the PET is sharper than PET scanners show it (only {:.0%} of its contrast is "
-        "blurred), as if an MRI had been given as PET",
     ),
 )
 
