@@ -99,8 +99,11 @@ def test_a_constant_added_to_a_t1w_is_subtracted(tmp_path, rng, save):
 
 def test_a_pet_whose_brightest_intensities_were_cut_off_is_told_of(tmp_path, rng, save):
     pet = (1000 * rng.random(SHAPE)).astype(np.float32)
-    out = node(ReadPET, tmp_path, pet=save("whole", pet), durations=[], frames=[])
-    assert "ReadingNotes" not in out.sidecar
+    hot = pet.copy()
+    hot[3, 4, 5] = 5000  # alone, and so the only bright voxel
+    for name, image in (("whole", pet), ("hot", hot)):
+        out = node(ReadPET, tmp_path, pet=save(name, image), durations=[], frames=[])
+        assert "ReadingNotes" not in out.sidecar
     out = node(ReadPET, tmp_path, pet=save("cut", np.minimum(pet, 800)), durations=[], frames=[])
     (note,) = out.sidecar["ReadingNotes"]
     assert note.startswith("cut.nii.gz: 34 % of its bright voxels have the same, largest intens")

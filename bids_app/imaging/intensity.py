@@ -225,7 +225,8 @@ def subtract_floor(volume: Volume) -> tuple[Volume, float]:
     return volume - np.float32(floor), floor
 
 
-BRIGHT = 0.5  # of the largest intensity; our choice
+BRIGHT, LEAST_BRIGHT = 0.5, 0.002  # of the largest intensity; of all voxels, or else they are few
+# hot ones, which are not tissue; our choice
 
 
 def saturation(volume: Volume) -> float:
@@ -242,7 +243,7 @@ def saturation(volume: Volume) -> float:
     Returns
     -------
     float
-        Share of the voxels above half of the largest intensity, 0 to 1.
+        Share of the voxels above half of the largest intensity, 0 to 1; 0 if these are very few.
 
     Examples
     --------
@@ -252,7 +253,9 @@ def saturation(volume: Volume) -> float:
     values = volume[np.isfinite(volume)]
     largest = values.max(initial=0)
     bright = values[values > BRIGHT * largest]
-    return float((bright == largest).mean()) if bright.size else 0.0
+    if bright.size <= LEAST_BRIGHT * values.size:
+        return 0.0
+    return float((bright == largest).mean())
 
 
 FACES = 0.25  # share of the faces of a PET that shows air, or else its level is unknown; our choice

@@ -39,7 +39,7 @@ from bids_app.imaging.volume import Grid
 VOUCHED = "axis code to assume if the header defines none; empty: none is assumed"
 VALID = "mask of the voxels that are finite in the file; the others were set to 0"
 PSEUDO_NORMAL = "From SYNTHETIC FDG PET, mri2pet"  # in headers of images computed from both PET
-SATURATED = 0.02  # share of bright voxels with the largest intensity that is reported; our choice
+SATURATED = 0.03  # share of bright voxels with the largest intensity that is reported; our choice
 METHOD = "SimpleITK: rigid, affine; mutual information. dipy: SyN; cross-correlation"
 
 
