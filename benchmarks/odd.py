@@ -24,6 +24,7 @@ DEEP_GREY = ("thalamus", "caudate", "putamen", "hippocampus", "amygdala")
 GREY = [label for name in ("cortex", "cerebellar_cortex", *DEEP_GREY) for label in NAMES[name]]
 WHITES = [label for name in ("white", "cerebellar_white", "brainstem") for label in NAMES[name]]
 GREY_OF_PIB, ELSEWHERE = 0.6, 0.2  # relative to uptake in white matter
+DARK, SHARP = 0.05, 1.0  # intensity of bone in MRI; mm FWHM of MRI
 CT_AIR, CT_BONE, CT_TISSUE = 0.0, 2000.0, 1035.0  # Hounsfield units + 1000, so that air is 0
 
 Maker = Callable[[nifti.Image], nifti.Image]
@@ -141,7 +142,64 @@ def blurred(person: Person, fwhm: float) -> nifti.Image:
     return nifti.Image(smooth(person.pet.data, fwhm, person.pet.zooms), person.pet.affine)
 
 
+def own_t1w(person: Person) -> nifti.Image:
+    """Place the T1w of a person where the PET is."""
+    t1w = nifti.load(person.t1w)
+    return nifti.Image(t1w.data, person.true @ t1w.affine)
+
+
+def mri(person: Person, values: tuple[float, float, float]) -> nifti.Image:
+    """Paint an MRI of another contrast, of grey matter, white matter and fluid."""
+    labels = person.labels
+    data = np.where(labels.data > 0, HALF, 0).astype(np.float32)
+    for kinds, value in zip((GREY, WHITES, [*NAMES["fluid"]]), values, strict=True):
+        data[np.isin(labels.data, kinds)] = value
+    data[np.isin(labels.data, [*NAMES["bone"]])] = DARK
+    return _scanned(_noisy(smooth(data, SHARP, labels.zooms), 0.03), person)
+
+
+def sharp_pet(person: Person, fwhm: float) -> nifti.Image:
+    """Paint a PET of a scanner with a high resolution."""
+    labels = person.labels
+    data = np.where(labels.data > 0, 0.1, 0).astype(np.float32)
+    for kinds, value in ((GREY, 1.0), (WHITES, 0.35), ([*NAMES["fluid"]], 0.04)):
+        data[np.isin(labels.data, kinds)] = value
+    noise = np.random.default_rng(4).standard_normal(data.shape).astype(np.float32)
+    noise = smooth(noise, 4.0, labels.zooms)
+    data = smooth(data, fwhm, labels.zooms) + 0.05 * noise / noise.std()
+    return _scanned(np.maximum(data, 0), person)
+
+
+def resized(person: Person, factor: float) -> nifti.Image:
+    """Enlarge the voxels of a PET in its header."""
+    pet, change = person.pet, np.eye(4)
+    centre = pet.affine[:3, :3] @ (np.array(pet.data.shape) / 2) + pet.affine[:3, 3]
+    change[:3, :3] *= factor
+    change[:3, 3] = (1 - factor) * centre
+    return nifti.Image(pet.data, change @ pet.affine)
+
+
+def noisy_pet(person: Person) -> nifti.Image:
+    """Add noise of 10 % of the brightest uptake, with a FWHM of 4 mm."""
+    pet = person.pet
+    noise = np.random.default_rng(5).standard_normal(pet.data.shape).astype(np.float32)
+    noise = smooth(noise, 4.0, pet.zooms)
+    size = 0.1 * np.percentile(pet.data, 99) / noise.std()
+    return nifti.Image(pet.data + np.float32(size) * noise, pet.affine)
+
+
 PET: dict[str, Callable] = {
+    "as it is": lambda person: person.pet,
+    "with noise of 10 %": noisy_pet,
+    "of a scanner of 4 mm": partial(sharp_pet, fwhm=4.0),
+    "of a scanner of 3 mm": partial(sharp_pet, fwhm=3.0),
+    "the T1w": own_t1w,
+    "a FLAIR": partial(mri, values=(1.15, 0.9, 0.15)),
+    "a T2w": partial(mri, values=(1.2, 0.8, 2.0)),
+    "a proton density image": partial(mri, values=(1.2, 0.95, 1.1)),
+    "6 % too large": partial(resized, factor=1.06),
+    "6 % too small": partial(resized, factor=0.94),
+    "3 % too large": partial(resized, factor=1.03),
     "white above grey, as amyloid tracers": amyloid,
     "CT": ct,
     "flat": flat,

@@ -210,6 +210,18 @@ def test_a_file_of_settings_that_is_none_is_named(tmp_path, text):
         parse(*config(tmp_path, text))
 
 
+def test_paths_in_a_file_of_settings_start_where_those_of_the_command_line_do(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    settings = parse(*config(tmp_path, 'work-dir = "scratch"\nderivatives = ["lesions=masks"]'))
+    typed = parse("--work-dir", "scratch", "--derivatives", "lesions=masks")
+    assert settings == typed
+    assert settings.work_dir == tmp_path / "here" / "scratch"
+    assert settings.derivatives == (("lesions", tmp_path / "here" / "masks"),)
+
+
 def test_a_missing_file_of_settings_is_named(tmp_path):
     with pytest.raises(MissingInputError, match=r"none\.toml: no such file; correct --config-f"):
         parse("--config-file", str(tmp_path / "none.toml"))

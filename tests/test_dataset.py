@@ -301,13 +301,18 @@ def test_the_nearest_sidecar_wins(raw):
         {"01/a": ["T1w", "run-1_pet", "run-2_pet"]},
         {
             "pet.json": {"TracerName": "PiB", "Units": "kBq/mL", "FrameTimesStart": [0]},
-            "sub-01/sub-01_pet.json": {"TracerName": "FDG"},
+            "sub-01/sub-01_pet.json": {"TracerName": "FDG", "Synthetic": True, "Name": "other"},
             "sub-01/ses-a/pet/sub-01_ses-a_run-2_pet.json": {"FrameTimesStart": [7]},
             "sub-02/pet/sub-02_pet.json": "{broken",  # of another participant
         },
     )
     metadata = dict(select(root).visits[0].pets[0].metadata)
-    assert metadata == {"TracerName": "FDG", "Units": "kBq/mL", "FrameTimesStart": (0,)}
+    assert metadata == {
+        "TracerName": "FDG",
+        "Units": "kBq/mL",
+        "FrameTimesStart": (0,),
+        "Synthetic": True,
+    }
     later = select(root, run_label=["2"]).visits[0].pets[0]
     assert dict(later.metadata)["FrameTimesStart"] == (7,)
 

@@ -377,3 +377,19 @@ def test_runs_side_by_side_keep_what_each_has_read(tmp_path, image, read):
 def test_a_damaged_file_of_digests_costs_time_alone(tmp_path, image, text):
     (tmp_path / "digests.json").write_text(text)
     assert digests_in(tmp_path).of(image) == digest_of(image)
+
+
+def test_copies_of_a_raw_image_are_found_unless_they_have_changed(tmp_path, image, read):
+    first, copies = digests_in(tmp_path), [image.with_name(f"{n}_T1w.nii.gz") for n in range(3)]
+    for copy in copies:
+        copy.write_bytes(image.read_bytes())
+        first.of(copy)
+    names = [copy.relative_to(tmp_path / "raw").as_posix() for copy in copies]
+    assert first.same_as(image) == names
+    first.save(tmp_path)
+    copies[0].unlink()
+    copies[1].write_bytes(b"now another")
+    assert digests_in(tmp_path).same_as(image) == names[2:]
+    last = digests_in(tmp_path)
+    assert last.same_as(copies[1]) == []
+    assert last.same_as(image) == names[2:]

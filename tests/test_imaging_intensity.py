@@ -11,6 +11,7 @@ from bids_app.imaging.intensity import (
     raise_above_zero,
     scale_to_unit,
     smooth,
+    subtract_air,
 )
 from bids_app.imaging.similarity import (
     dice,
@@ -245,6 +246,50 @@ def test_similarity_sees_only_the_voxels_that_count(rng):
     one, where = draw(rng), draw(rng) > 0.5
     other = np.where(where, one, draw(rng))
     assert normalized_mutual_information(one, other, where) == pytest.approx(2)
+
+
+def head_with_uptake(rng, background=0.0):
+    """Make a PET of a head: brain 100, scalp 10, and noise of air."""
+    away = np.linalg.norm(np.indices((40, 40, 40)) - 19.5, axis=0)
+    pet = np.select([away < 10, away < 13], [100, 10], background).astype(np.float32)
+    return pet + rng.standard_normal(pet.shape).astype(np.float32), away
+
+
+def test_what_was_added_to_a_pet_is_found(rng):
+    pet, away = head_with_uptake(rng)
+    for added in (30, 1000, -30):
+        shifted, level = subtract_air(pet + np.float32(added))
+        assert level == pytest.approx(added, abs=0.1)
+        assert shifted == pytest.approx(pet, abs=0.1)
+    stripped = np.where(away < 10, pet, 0) + np.float32(30)
+    assert subtract_air(stripped)[1] == 30
+    padded = np.where(np.indices(pet.shape)[0] < 5, 0, pet + np.float32(30))
+    shifted, level = subtract_air(padded)
+    assert level == pytest.approx(30, abs=0.1)
+    assert not shifted[:5].any()
+
+
+@pytest.mark.parametrize("fill", [0, np.nan, -1000])
+@pytest.mark.parametrize("radius", [10, 16, 99])  # brain alone; a field of view; all
+@pytest.mark.parametrize(
+    "box",
+    [
+        np.s_[:],
+        np.s_[10:30, 10:30, 10:30],  # the faces show scalp
+        np.s_[14:26, 14:26, 14:26],  # and here brain
+        np.s_[:, :, :20],
+        np.s_[:, :, 20:],
+    ],
+    ids=str,
+)
+def test_nothing_is_subtracted_from_a_good_pet(rng, fill, radius, box):
+    pet, away = head_with_uptake(rng)
+    for seen in (pet, np.maximum(pet, 0)):
+        cut = np.where(away < radius, seen, fill).astype(np.float32)[box]
+        same, level = subtract_air(cut)
+        assert level == 0
+        np.testing.assert_array_equal(same, cut)
+    assert subtract_air(np.full_like(pet, np.nan))[1] == 0
 
 
 def test_similarity_of_constants_is_1():

@@ -140,3 +140,15 @@ def test_what_a_pet_does_not_reach_does_not_count(head):
     away = np.eye(4)
     away[:3, 3] = 120, 0, 0
     assert search.score(true @ away) == -1  # less than half of the brain is inside
+
+
+@pytest.mark.parametrize("factor", [0.94, 1.0, 1.03, 1.06])
+def test_the_size_of_a_brain_in_a_pet_is_found(head, factor):
+    t1w, pet, inside = head
+    uptake = expected_uptake(classify(t1w, inside))
+    turn = Rotation.from_euler("z", 20, degrees=True).as_matrix()
+    affine, pose = moved(head_affine(), factor * turn, (9.0, -4.0, 3.0))
+    where = ndimage.binary_dilation(inside, iterations=2)
+    found = PoseSearch(uptake, head_affine(), where, pet, affine, bounded=True)
+    pose[:3, :3] /= factor
+    assert found.size(pose) == pytest.approx(factor, abs=0.01)

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from phantoms import brain, head_affine
 from scipy import ndimage
 
+from bids_app.imaging.intensity import smooth
 from bids_app.imaging.verdict import (
+    BLURRED,
     DEEP_TO_RIM,
     DOUBT,
     FAIL,
@@ -15,7 +17,9 @@ from bids_app.imaging.verdict import (
     OUTSIDE,
     PASS,
     PET_CRITERIA,
+    SIZE,
     T1W_CRITERIA,
+    UNLIKE,
     VERDICTS,
     WHITE,
     WHOLE,
@@ -26,6 +30,7 @@ from bids_app.imaging.verdict import (
     judge_pet,
     judge_t1w,
     measure_brain,
+    measure_detail,
     reasons_of,
     sidecar_fields,
     verdict_of,
@@ -189,11 +194,11 @@ def test_a_bright_rim_taken_for_brain_is_doubted(rim, verdict):
     assert verdict_on(found) == verdict
 
 
-def pet_verdict(person, pet, covered=None):
+def pet_verdict(person, pet, covered=None, **own):
     t1w, _, inside = person
     covered = np.ones_like(inside) if covered is None else covered
     uptake = expected_uptake(classify(t1w, inside))
-    return judge_pet(pet, uptake, inside, covered, ZOOMS, behind=0.0)
+    return judge_pet(pet, uptake, inside, covered, ZOOMS, behind=0.0, own_measures=own)
 
 
 def test_a_pet_that_fits_passes_and_others_fail(person):
@@ -206,6 +211,53 @@ def test_a_pet_that_fits_passes_and_others_fail(person):
         assert pet_verdict(person, np.flip(pet, axis)).verdict == FAIL
     assert pet_verdict(person, np.roll(pet, 8, axis=1)).verdict == FAIL
     assert pet_verdict(person, np.zeros_like(pet)).verdict == FAIL
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(0.97, PASS), (0.94, DOUBT), (0.8, FAIL)])
+def test_a_brain_of_another_size_is_doubted_where_most_of_it_is_seen(person, size, verdict):
+    _, pet, inside = person
+    assert pet_verdict(person, pet, **{SIZE: size}).verdict == verdict
+    half = np.indices(inside.shape)[2] < inside.shape[2] // 2  # its size is unknown
+    assert SIZE not in pet_verdict(person, pet, half, **{SIZE: size}).measures
+
+
+def details(fwhm, noise=0.0, of=lambda t1w: t1w):
+    """Judge an image of the T1w's anatomy, of a contrast, blurred, and with noise of 4 mm."""
+    _, inside = head()
+    rng, zooms = np.random.default_rng(6), (2.0, 2.0, 2.0)
+    texture = smooth(rng.random(inside.shape).astype(np.float32), 3.0, zooms)
+    t1w = np.where(inside, 0.7 + 2 * (texture - 0.5), 0).astype(np.float32)
+    other = smooth(rng.standard_normal(t1w.shape).astype(np.float32), 4.0, zooms)
+    pet = smooth(np.where(inside, of(t1w), 0), fwhm, zooms)
+    pet = pet + np.float32(noise * pet[inside].std() / other.std()) * other
+    return judge(measure_detail(pet, t1w, inside, zooms), PET_CRITERIA)
+
+
+def test_an_mri_is_too_sharp_for_a_pet():
+    assert details(0.0).measures[UNLIKE] == pytest.approx(0, abs=1e-3)
+    assert details(0.0).verdict == FAIL
+    assert details(0.0, of=lambda t1w: 1.5 - t1w).verdict == FAIL
+    other = details(0.0, of=lambda t1w: 1 - (t1w - 0.7) ** 2)
+    assert other.measures[UNLIKE] > 0.6
+    assert other.verdict == DOUBT
+    assert "as if an MRI had been given as PET" in other.reasons[0]
+
+
+@pytest.mark.parametrize("fwhm", [6.0, 8.0])
+@pytest.mark.parametrize("noise", [0.0, 0.3, 1.0])
+def test_neither_blur_nor_noise_of_a_pet_is_detail(fwhm, noise):
+    assert details(fwhm, noise).measures[BLURRED] > 0.8
+
+
+def test_large_voxels_and_flat_images_have_no_detail():
+    t1w, inside = head()
+    zooms = (2.0, 2.0, 2.0)
+    t1w = t1w + np.random.default_rng(6).random(t1w.shape).astype(np.float32)
+    assert measure_detail(t1w, t1w, inside, zooms)
+    assert measure_detail(t1w, t1w, inside, (3.0, 3.0, 3.0)) == {}
+    assert measure_detail(np.ones_like(t1w), t1w, inside, zooms) == {}
+    assert measure_detail(t1w, np.ones_like(t1w), inside, zooms) == {}
+    assert measure_detail(t1w, t1w, np.zeros_like(inside), zooms) == {}
 
 
 @pytest.mark.parametrize("unit", [1e-28, 1e-12, 1e-3, 1e6, 1e35])

@@ -18,7 +18,7 @@ from bids_app import nifti
 from bids_app.anatomy import brain
 from bids_app.errors import UnusableDataError
 from bids_app.files import file_sha256, write_json
-from bids_app.imaging.intensity import match_quantiles, smooth
+from bids_app.imaging.intensity import fill_holes, match_quantiles, smooth
 from bids_app.imaging.similarity import correlation, dice, measure, normalized_mutual_information
 from bids_app.imaging.verdict import measure_brain
 from bids_app.imaging.volume import count_cubes, cube_sides
@@ -95,6 +95,32 @@ def test_a_constant_added_to_a_t1w_is_subtracted(tmp_path, rng, save):
     np.testing.assert_array_equal(
         nifti.load(node(ReadT1w, tmp_path, t1w=save("in", noisy)).t1w).data, noisy
     )
+
+
+def test_a_pet_whose_brightest_intensities_were_cut_off_is_told_of(tmp_path, rng, save):
+    pet = (1000 * rng.random(SHAPE)).astype(np.float32)
+    hot = pet.copy()
+    hot[3, 4, 5] = 5000  # alone, and so the only bright voxel
+    for name, image in (("whole", pet), ("hot", hot)):
+        out = node(ReadPET, tmp_path, pet=save(name, image), durations=[], frames=[])
+        assert "ReadingNotes" not in out.sidecar
+    out = node(ReadPET, tmp_path, pet=save("cut", np.minimum(pet, 800)), durations=[], frames=[])
+    (note,) = out.sidecar["ReadingNotes"]
+    assert note.startswith("cut.nii.gz: 34 % of its bright voxels have the same, largest intens")
+
+
+@pytest.mark.parametrize("lost", [500, -500])
+def test_a_constant_added_to_a_pet_is_subtracted(tmp_path, rng, save, lost):
+    """Otherwise, all ratios would be nearer to 1 in it. Noise of air may be negative."""
+    data = 3 * rng.standard_normal(SHAPE).astype(np.float32)
+    data[2:-2, 2:-2, 2:-2] += 1000
+    out = node(ReadPET, tmp_path, pet=save("x", data + lost), durations=[], frames=[])
+    assert nifti.load(out.pet).data == pytest.approx(data, abs=1)
+    (note,) = out.sidecar["ReadingNotes"]
+    assert "x.nii.gz: the air around the head has an intensity of " in note
+    out = node(ReadPET, tmp_path, pet=save("x", data), durations=[], frames=[])
+    assert nifti.load(out.pet).data == pytest.approx(data, abs=1e-3)
+    assert "ReadingNotes" not in out.sidecar
 
 
 def test_a_t1w_of_several_volumes_is_refused(tmp_path, rng, save):
@@ -527,6 +553,40 @@ def test_a_t1w_without_tissues_is_told_by_its_name(tmp_path, save, head_affine):
         node.run(cwd=str(tmp_path))
 
 
+def test_fluid_that_was_set_to_0_makes_the_rest_no_darker(tmp_path, save, head_affine, rng):
+    spec = TissueSpec((1, 1, 1), SHAPE)
+    model = TissueModel(spec)
+    model.coefficients.copy_(torch.tensor([0.6, 0.2, 0.1])[:, None, None, None])
+    model.psf_sigma.fill_(0.5)
+    model.brain_mean.fill_(0.4)
+    affine = tuple(tuple(row) for row in head_affine.tolist())
+    card = Card("plain", "0", spec, "T", SHAPE, affine, "", "noise", "tests", (), "none", 0)
+    card = save_generator(model, card, tmp_path / "plain")
+    t1w = np.where(ellipsoid, rng.choice([0.2, 0.6, 0.9], SHAPE, p=[0.1, 0.5, 0.4]), 0)
+    t1w = t1w.astype(np.float32)
+    holes = ellipsoid & (t1w < 0.3) & (rng.random(SHAPE) < 0.5)
+    pets = []
+    for name, image in (("whole", t1w), ("holes", np.where(holes, 0, t1w))):
+        out = node(
+            SynthesizePET,
+            tmp_path,
+            t1w=save(name, image),
+            mask=save("brain", ellipsoid.astype(np.float32)),
+            generator=str(tmp_path / "plain"),
+            sha256=card.sha256,
+            reference_sha256="",
+            fwhm=0.0,
+            overlap=False,
+            match_histogram=False,
+            times_mean=0.0,
+            device="cpu",
+            threads=1,
+        )
+        pets.append(load_on_grid(out.pet, head_affine)[ellipsoid])
+    assert pets[0].mean() == pytest.approx(0.4, abs=1e-3)
+    assert pets[1] == pytest.approx(pets[0], abs=1e-3)
+
+
 @pytest.fixture
 def synthesize(tmp_path, tiny, save, t1w, head_affine):
     """Run the node; return the PET, and the brain mask it was given."""
@@ -602,8 +662,9 @@ def in_float32(monkeypatch):
 @pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize(("overlap", "firsts"), [(False, (0, 3, 6, 9)), (True, range(9))])
 def test_a_synthetic_pet_is_what_the_generator_predicts(synthesize, tiny, t1w, overlap, firsts):
-    expected = smooth(predict_slices(tiny[1], t1w, firsts), 6.0, (4, 5, 6))
     pet, mask = synthesize(overlap=overlap)
+    seen = fill_holes(t1w, mask)  # where the T1w is 0 in the brain
+    expected = smooth(predict_slices(tiny[1], seen, firsts), 6.0, (4, 5, 6))
     assert pet == pytest.approx(np.where(mask, expected, 0), abs=1e-5)
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDat
 from bids_app.files import read_json, write_json
 from bids_app.plan.cohort import SyntheticMaker, choose_controls, choose_subjects
 from bids_app.plan.detectors import WINDOW, describe_other_windows
-from bids_app.plan.group import keep_usable, take_covariates
+from bids_app.plan.group import _in_years, keep_usable, take_covariates
 from bids_app.plan.problems import error_of
 from bids_app.plan.study import plan_study
 from bids_app.settings import Settings
@@ -396,6 +397,28 @@ def test_images_on_different_scales_are_refused(out, rng):
     write_synthetic(out, write_control(out, "04", rng, pet=False), rng, times_mean=2.5)
     with pytest.raises(UnusableDataError, match=r"sub-04_.*synth_pet.* different scales.*--paper"):
         choose(out)
+
+
+@pytest.mark.parametrize(
+    ("owners", "refused"),
+    [
+        (("01", "02"), "sub-02_.*was made from the same raw file as that of sub-01, so one"),
+        (("01", "p2"), "sub-p2_.* of sub-01, .*; replace .*--exclude-participant-label p2"),
+        (("p1", "p2"), ""),  # on neither is anything trained
+        (("01", "01"), ""),
+    ],
+)
+@pytest.mark.parametrize("image", ["T1w", "pet"])
+def test_a_raw_image_that_a_control_shares_is_refused(out, owners, refused, image):
+    for label in GROUPS:
+        for path in out.glob(f"sub-{label}/*/*_space-*_desc-preproc_*.json"):
+            is_shared = label in owners and path.name.endswith(f"{image}.json")
+            edit(path, SourceSHA256="same" if is_shared else f"{path.name}")
+    with pytest.raises(UnusableDataError, match=refused) if refused else nullcontext():
+        choose(out)
+    if owners == ("01", "02"):
+        with pytest.raises(UnusableDataError, match=refused):
+            choose_controls(Settings(Path("/raw"), out, "train", sloppy=True), version("mri2pet"))
 
 
 def test_what_the_card_of_a_generator_says_comes_with_its_synthetic_pet(out, rng):
@@ -901,6 +924,32 @@ def test_numbers_that_may_be_codes_are_told_of(out, rng):
     write_json(out / "participants.json", {"site": {"Levels": {"1": "A", "2": "B", "3": "C"}}})
     (note,) = adjust(out, told, **{"04": "control"}).notes
     assert note.startswith("--covariates: site is '2' or '3' in only one control each, so its eff")
+
+
+@pytest.mark.parametrize("code", ["999", "-1"])
+def test_whoever_has_an_age_that_is_none_is_left_out(out, code):
+    people = adjust(out, {"Age": ["30", "45", "61", code, "50"]})
+    assert labels(people.patients) == ["p2"]
+    assert the_problem(people, "p1", f"has Age {code}, which is no age in years; correct it") == 65
+    assert not adjust(out, {"agent": ["3", "45", "61", "-4", "50"]}).problems
+
+
+def test_ages_in_another_unit_are_kept(out):
+    assert not adjust(out, {"age": ["330", "45", "610", "560", "500"]}).problems
+    assert not adjust(out, {"age_months": ["30", "45", "61", "160", "50"]}).problems
+
+
+def test_an_age_is_known_to_be_none_by_the_controls_of_a_detector():
+    known = {"age": {"mean": 45.0, "sd": 15.0, "low": 30.0, "high": 61.0}}
+    assert _in_years(["age"], [], known) == ["age"]
+    assert _in_years(["age"], [], {"age": {**known["age"], "low": 330.0, "high": 900.0}}) == []
+    assert _in_years(["age"], [], {"age": {"levels": ["a", "b"], "shares": [0.5, 0.5]}}) == []
+
+
+def test_a_code_for_a_missing_score_is_told_of(out):
+    note, *_ = adjust(out, {"bdi": ["3", "12", "9", "99", "10"]}).notes
+    assert note.startswith("--covariates: bdi is 99 in sub-p1, far from all others; if it stands")
+    assert "missing value" not in str(adjust(out, {"bdi": ["3", "12", "9", "8", "10"]}).notes)
 
 
 def test_controls_without_a_real_pet_do_not_decide_what_one_set_knows(out, rng):

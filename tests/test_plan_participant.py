@@ -1,4 +1,5 @@
 from dataclasses import replace
+from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from bids_app.plan import participant
 from bids_app.plan.participant import (
     ParticipantPlan,
     _check_pet,
+    _preprocessing_outputs,
     _synthesis_plan,
+    describe_copies,
     init_visit_wf,
     is_done,
     plan_visit,
@@ -98,6 +101,35 @@ def run(tmp_path):
 def with_options(run, *names):
     options = Options(**dict.fromkeys(names, True))
     return replace(run, generator=replace(run.generator, options=options))
+
+
+def test_a_raw_image_of_two_people_is_told_of(visit, run, monkeypatch):
+    monkeypatch.setattr("bids_app.derivatives.find.SETTLED", -60.0)
+    raw, visits = run.bids_dir, {}
+    contents = {"01": (b"raw", b"pet"), "02": (b"raw", b"other"), "03": (b"its own", b"third")}
+    for label, images in contents.items():
+        scans = []
+        for kind, content in zip(("anat/sub-{}_T1w", "pet/sub-{}_pet"), images, strict=True):
+            path = raw / f"sub-{label}" / f"{kind.format(label)}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            scans.append(Scan(path, label, None, (("sub", label),)))
+        visits[label] = Visit(label, None, scans[0], (scans[1],))
+        plan_visit(visits[label], run)
+    (note,) = describe_copies(visits["01"], run)
+    assert note.startswith("sub-01_T1w.nii.gz is the same file as sub-02_T1w.nii.gz, so one of")
+    assert describe_copies(visits["03"], run) == []
+    later = replace(visits["03"].t1w, path=raw / "sub-03/ses-b/anat/sub-03_ses-b_T1w.nii.gz")
+    later.path.parent.mkdir(parents=True)
+    later.path.write_bytes(b"its own")
+    again = Visit("03", "b", later, (replace(visits["03"].pets[0], path=later.path),))
+    plan_visit(again, run)
+    assert describe_copies(visits["03"], run) == []  # one T1w may stand in several sessions
+    (note,) = describe_copies(again, run)  # but may not be a PET
+    assert "is the same file as sub-03_T1w.nii.gz" in note
+    outputs = _preprocessing_outputs(plan_visit(visits["01"], run), run)
+    digests = {sidecar.get("SourceSHA256") for _, sidecar in outputs.values()}
+    assert digests == {None, *(sha256(content).hexdigest() for content in contents["01"])}
 
 
 def test_without_options_a_result_is_known_by_what_it_was_known_by_before(visit, run):
@@ -418,3 +450,21 @@ def test_a_pet_that_mri2pet_has_predicted_is_no_measured_one(tmp_path):
         _check_pet(pet, (), "")
     nifti.save(image, path)
     assert _check_pet(pet, (), "").shape == (40, 40, 40)
+
+
+def test_a_predicted_pet_without_its_mark_in_the_header_is_refused(tmp_path):
+    path = tmp_path / "sub-01_trc-18FFDG_pet.nii.gz"
+    nifti.save(nifti.Image(np.ones((40, 40, 40), np.float32), np.diag([4.0, 4, 4, 1])), path)
+    pet = Scan(path, "01", None, (("sub", "01"), ("trc", "18FFDG")))
+    for odd, told in (
+        (replace(pet, metadata=(("Synthetic", True),)), "its sidecar says Synthetic"),
+        (replace(pet, entities=(*pet.entities, ("desc", "synth"))), "its name says desc-synth"),
+        (replace(pet, entities=(*pet.entities, ("desc", "difference"))), "its name says desc-diff"),
+    ):
+        with pytest.raises(UnusableDataError, match=f"{told}.*, so it was predicted, not measured"):
+            _check_pet(odd, (), "")
+    honest = replace(pet, metadata=(("Synthetic", False),))
+    assert _check_pet(honest, (), "").shape == (40, 40, 40)
+    nifti.save(nifti.load(path), path, description=f"From {nifti.SYNTHETIC_PET}")
+    with pytest.raises(UnusableDataError, match="its header says SYNTHETIC FDG PET"):
+        _check_pet(pet, (), "")

@@ -23,11 +23,19 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_app import nifti
-from bids_app.imaging.coverage import field_of_view
+from bids_app.imaging.coverage import WHOLLY, field_of_view
 from bids_app.imaging.intensity import raise_above_zero
 from bids_app.imaging.pose import Pose, PoseSearch
 from bids_app.imaging.similarity import normalized_mutual_information
-from bids_app.imaging.verdict import Judgement, classify, expected_uptake, judge_pet, winsorize
+from bids_app.imaging.verdict import (
+    SIZE,
+    Judgement,
+    classify,
+    expected_uptake,
+    judge_pet,
+    measure_detail,
+    winsorize,
+)
 from bids_app.imaging.volume import Affine, Mask, Volume, downsample
 
 Levels = Mapping[str, Sequence[int]]
@@ -599,7 +607,9 @@ def register_pet(
     best = starts[name]
     sitk.WriteTransform(_to_affine(best), str(out))
     behind = search.score(_matrix_of(best)) - pose.score
-    return name, before, after, _judge(moving, field, uptake, best, prefix, behind=behind)
+    own = _measure_pet(pet, t1w, mask, best, search)
+    judgement = _judge(moving, field, uptake, best, prefix, behind=behind, own_measures=own)
+    return name, before, after, judgement
 
 
 def _read_pair(
@@ -657,7 +667,9 @@ def judge_given_pet(
     behind = search.score(_matrix_of(affine)) - search.find().score
     before = _likeness(fixed, moving, field, region, sitk.Transform())[0]
     after = _likeness(fixed, moving, field, region, affine)[0]
-    return before, after, _judge(moving, field, uptake, affine, prefix, behind=behind)
+    own = _measure_pet(pet, t1w, mask, affine, search)
+    judgement = _judge(moving, field, uptake, affine, prefix, behind=behind, own_measures=own)
+    return before, after, judgement
 
 
 def _read_transform(path: Path, *, linear: bool = False) -> sitk.Transform:
@@ -723,13 +735,34 @@ def _judge(
     prefix: Path,
     *,
     behind: float,
+    own_measures: Mapping[str, float],
 ) -> Judgement:
     """Judge the alignment of a PET with the tissues of its T1w, on a coarse grid."""
     name = f"{prefix}uptake.nii"
     nifti.save(uptake, Path(name))
     brain = ndimage.binary_fill_holes(uptake.data > 0)
     _, moved, covered = _likeness(_read(name), moving, field, brain, transform)
-    return judge_pet(moved, uptake.data, brain, covered, uptake.zooms, behind=behind)
+    return judge_pet(
+        moved, uptake.data, brain, covered, uptake.zooms, behind=behind, own_measures=own_measures
+    )
+
+
+def _measure_pet(
+    pet: Path, t1w: Path, mask: Path, transform: sitk.Transform, search: PoseSearch
+) -> dict[str, float]:
+    """Measure the size of the brain in a PET, and its fine detail, at 2 mm whatever the run."""
+    factor = search.size(_matrix_of(transform))
+    brain = _read(mask)
+    fixed = _common_grid(_read(t1w) * brain, PET_GRID)
+    inside = _voxels(sitk.Resample(brain, fixed, sitk.Transform(), sitk.sitkNearestNeighbor)) > 0
+    whole = _read(pet)
+    field = _like(whole, field_of_view(_voxels(whole)).astype(np.float32))
+    moved, covered = (_voxels(sitk.Resample(part, fixed, transform)) for part in (whole, field))
+    seen = inside & (covered > WHOLLY)
+    return {
+        SIZE: min(factor, 1 / factor),
+        **measure_detail(moved, _voxels(fixed), seen, _zooms(fixed)),
+    }
 
 
 def resample(

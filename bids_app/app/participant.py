@@ -54,6 +54,7 @@ from bids_app.plan.estimate import estimate_participants, seconds_spared
 from bids_app.plan.participant import (
     ParticipantPlan,
     VisitPlan,
+    describe_copies,
     doubts_of,
     is_done,
     plan_visit,
@@ -113,6 +114,7 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
         _start(settings, run, template, run_record)
         run.digests.save(settings.output_dir)
         _report_aside(selection, settings, early, console)
+        selection = _report_copies(selection, run, console)
         subjects = {plan.visit.subject for plan in plans}
         reports = _Reports(
             settings, selection, table, template, subjects, run_record, started, console
@@ -202,6 +204,19 @@ def _report_namesakes(selection: Selection, run: ParticipantPlan, console: Conso
         replace(visit, notes=(*visit.notes, *filter(None, [describe([visit])])))
         for visit in selection.visits
     ]
+    return replace(selection, visits=tuple(visits))
+
+
+def _report_copies(selection: Selection, run: ParticipantPlan, console: Console) -> Selection:
+    """Report images that are copies of others, at once and in reports."""
+    visits = []
+    for visit in selection.visits:
+        notes: list[str] = []
+        with suppress(Mri2petError):  # reported where the image is needed
+            notes = describe_copies(visit, run)
+        for note in notes:
+            console.warn(f"{label_of(visit)}: {note}")
+        visits.append(replace(visit, notes=(*visit.notes, *notes)))
     return replace(selection, visits=tuple(visits))
 
 

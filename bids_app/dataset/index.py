@@ -214,7 +214,14 @@ def list_files(
 
 
 # Fields that the app reads
-METADATA = ("TracerName", "InjectionStart", "FrameTimesStart", "FrameDuration", "Units")
+METADATA = (
+    "TracerName",
+    "InjectionStart",
+    "FrameTimesStart",
+    "FrameDuration",
+    "Units",
+    "Synthetic",
+)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -239,6 +241,21 @@ def verdict_of_image(image: Path) -> tuple[str, str]:
     return verdict or "", "; ".join(reasons)
 
 
+SOURCE_DIGEST = "SourceSHA256"  # field of T1w and real PET in template space, of the raw file
+
+
+def source_digest_of(image: Path) -> str:
+    """Read the digest of the raw file that a T1w or real PET was made from; empty if unknown.
+
+    Raises
+    ------
+    ReadWriteError, UnusableDataError
+        If there is a sidecar but it cannot be read.
+    """
+    sidecar = sidecar_path(image)
+    return str(read_json(sidecar).get(SOURCE_DIGEST, "")) if sidecar.is_file() else ""
+
+
 def fit_of_image(pet: Path) -> float | None:
     """Read the correlation of a real PET with the uptake expected from the tissues of its T1w.
 
@@ -426,6 +443,10 @@ def digest_of(path: Path) -> str:
         raise ReadWriteError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def _state_of(found: os.stat_result) -> list[int]:
+    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+
+
 SETTLED = 2.0  # s; a file changed more recently may change again within one time stamp; our choice
 
 
@@ -447,6 +468,11 @@ class SourceDigests:
         self._root, self._file = bids_dir.absolute(), file
         self._known = self._read()
         self._new: dict[str, list[object]] = {}
+        self._names = defaultdict[str, set[str]](set)  # files of each digest, of any run
+        self._seen: set[str] = set()  # files of this run
+        for name, known in self._known.items():
+            if isinstance(known, list) and known and isinstance(known[-1], str):
+                self._names[known[-1]].add(name)
 
     def _read(self) -> dict[str, object]:
         try:
@@ -454,22 +480,46 @@ class SourceDigests:
         except Mri2petError:
             return {}
 
+    def _name(self, path: Path) -> str:
+        inside = path.is_relative_to(self._root)
+        return (path.relative_to(self._root) if inside else path).as_posix()
+
     def of(self, path: Path) -> str:
         """Return the digest of a file; see :func:`digest_of`."""
-        inside = path.is_relative_to(self._root)
-        name = (path.relative_to(self._root) if inside else path).as_posix()
+        name = self._name(path)
         try:
             found = path.stat()
         except OSError:
             return digest_of(path)  # raises a suitable error
-        state = [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+        state = _state_of(found)
         known = self._new.get(name, self._known.get(name))
         if isinstance(known, list) and known[:-1] == state and isinstance(known[-1], str):
+            self._seen.add(name)
             return known[-1]
         digest = digest_of(path)
+        if isinstance(known, list) and known:
+            self._names[str(known[-1])].discard(name)  # its content has changed
+        self._names[digest].add(name)
+        self._seen.add(name)
         if time.time() - max(found.st_mtime, found.st_ctime) > SETTLED:
             self._new[name] = [*state, digest]
         return digest
+
+    def same_as(self, path: Path) -> list[str]:
+        """List the other known files with the content of a file, by their names in the dataset.
+
+        Files of earlier runs that were changed or removed since do not count.
+        """
+        others = self._names[self.of(path)] - {self._name(path)}
+        return sorted(name for name in others if name in self._seen or self._is_as_known(name))
+
+    def _is_as_known(self, name: str) -> bool:
+        """Return whether a file of an earlier run has not changed since."""
+        known = self._known.get(name)
+        try:
+            return isinstance(known, list) and known[:-1] == _state_of((self._root / name).stat())
+        except OSError:
+            return False
 
     def save(self, output_dir: Path) -> None:
         """Write the digests of this run, keeping those of concurrent runs.

@@ -4,6 +4,7 @@ The change of uptake with the covariates is estimated at each voxel from control
 from everyone's images before they are compared. This is our addition to Zotova et al. (2021).
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ RIDGE = 1.0  # ridge penalty: slopes shrink as if by one control 1 SD from the m
 FEWEST_BESIDE = 3  # controls beyond one per number: one for the mean, two for the deviation
 FEW_LEVELS = 3  # of any text; more need two controls for each; our choice
 FEW_NUMBERS = 0.25  # different whole numbers per control, up to which they may be codes; our choice
+AGE = re.compile(r"(?i)age(?![a-z])(?!.*(month|week|day))")  # names of columns of ages in years
+OLDEST = 120.0  # years; nobody has lived much longer
+MISSING_CODES = re.compile(r"-[1789]|-?(77|88|99|777|888|999|[789]{4})(\.0)?")  # our choice
 Cell = float | str
 Description = dict[str, dict[str, object]]  # covariate → coding of its cells as numbers
 Rows = NDArray[np.float64]  # (people, numbers)
@@ -180,6 +184,47 @@ def describe_single_levels(controls: Mapping[str, Sequence[Cell]]) -> list[str]:
             shown = " or ".join(f"{x!r:.40}" if isinstance(cells[0], str) else x for x in single)
             sentences.append(f"{name} is {shown} in only one control{' each' * (len(single) > 1)}")
     return sentences
+
+
+def is_in_years(name: str, numbers: Sequence[float]) -> bool:
+    """Return whether a column, by its name and most numbers of controls, has ages in years.
+
+    Examples
+    --------
+    >>> is_in_years("Age_at_scan", [71.5, 999.0, 20.0]), is_in_years("age", [340.0, 511.0])
+    (True, False)
+    >>> is_in_years("agent", [1.0, 2.0])
+    False
+    """
+    return bool(numbers) and AGE.match(name) is not None and is_age(float(np.median(numbers)))
+
+
+def is_age(number: float) -> bool:
+    """Return whether a number can be an age in years, unlike 999 or -1 for unknown."""
+    return 0 <= number <= OLDEST
+
+
+def missing_code(numbers: Sequence[float]) -> float | None:
+    """Return a number that may be a code for a missing value, such as 999 among scores; or None.
+
+    It is written like one, and is further from all others than these are from one another.
+
+    Parameters
+    ----------
+    numbers : sequence of float
+        Values of a quantity, one per person.
+
+    Examples
+    --------
+    >>> missing_code([12.0, 999.0, 30.0]), missing_code([12.0, 99.0, 70.0])
+    (999.0, None)
+    """
+    for code in sorted({one for one in numbers if MISSING_CODES.fullmatch(f"{one:.15g}")}):
+        others = [one for one in numbers if one != code]
+        spread = max(others, default=code) - min(others, default=code)
+        if spread and not min(others) - spread <= code <= max(others) + spread:
+            return code
+    return None
 
 
 def unseen_levels(rows: Rows, description: Mapping[str, Mapping[str, object]]) -> list[str]:

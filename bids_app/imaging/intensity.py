@@ -225,6 +225,93 @@ def subtract_floor(volume: Volume) -> tuple[Volume, float]:
     return volume - np.float32(floor), floor
 
 
+BRIGHT, LEAST_BRIGHT = 0.5, 0.002  # of the largest intensity; of all voxels, or else they are few
+# hot ones, which are not tissue; our choice
+
+
+def saturation(volume: Volume) -> float:
+    """Return the share of the bright voxels that have the largest intensity.
+
+    It is near 0 unless brighter intensities were cut off, as by a type of integers that does not
+    hold them.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Intensities in any unit; NaN or infinite in gaps.
+
+    Returns
+    -------
+    float
+        Share of the voxels above half of the largest intensity, 0 to 1; 0 if these are very few.
+
+    Examples
+    --------
+    >>> saturation(np.array([[[0, 1, 7, 8, 9, 9]]], np.float32))
+    0.5
+    """
+    values = volume[np.isfinite(volume)]
+    largest = values.max(initial=0)
+    bright = values[values > BRIGHT * largest]
+    if bright.size <= LEAST_BRIGHT * values.size:
+        return 0.0
+    return float((bright == largest).mean())
+
+
+FACES = 0.25  # share of the faces of a PET that shows air, or else its level is unknown; our choice
+LOWEST = 1  # percentile of a PET that represents its least intensities; our choice
+# The most that they may be below the air, as a share of its level and of the range; our choice
+OF_LEVEL, OF_RANGE = 0.5, 0.2
+
+
+def subtract_air(volume: Volume) -> tuple[Volume, float]:
+    """Subtract the level of the air around the head from a PET if a constant was added to all.
+
+    There is no tracer in air. A constant, such as an intercept that was lost, makes all tissues
+    more alike. The level of the air is the median of the faces of the volume, if it is near the
+    least intensities: the faces of a volume that was cropped inside the head show tissue. The least
+    intensity alone would not do, because noise of air may be negative.
+
+    Parameters
+    ----------
+    volume : ndarray, (I, J, K)
+        Intensities of a PET in any unit; NaN or infinite in gaps. 0, and a negative minimum, may be
+        padding; neither counts as air.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        Volume, from which the level is subtracted, except where it is 0, if it is further from 0
+        than FLOOR of the 99.9th percentile above the level.
+    float
+        What was subtracted; 0 if nothing was.
+
+    Examples
+    --------
+    >>> pet = np.full((3, 3, 3), 7, np.float32)
+    >>> pet[1, 1, 1] = 20
+    >>> shifted, level = subtract_air(pet)
+    >>> level, float(shifted.max())
+    (7.0, 13.0)
+    """
+    known = np.isfinite(volume) & (volume != 0)
+    least = float(volume[known].min(initial=0))
+    if least < 0:
+        known &= volume != least
+    shown, faces = (
+        np.concatenate([part.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])
+        for part in (known, volume)
+    )
+    if shown.mean() < FACES:
+        return volume, 0.0
+    level = float(np.median(faces[shown]))
+    lowest, top = np.percentile(volume[known], (LOWEST, TISSUE))
+    below, size = level - lowest, abs(level)
+    if size <= FLOOR * (top - level) or below > min(OF_LEVEL * size, OF_RANGE * (top - level)):
+        return volume, 0.0
+    return np.where(volume == 0, 0, volume - np.float32(level)), level
+
+
 LEAST = 0.1  # percentile of the brain raised to 0 if it is negative; our choice, as in winsorize
 FAR_OUT = (
     3.0  # interquartile ranges below the first quartile: Tukey (1977), Exploratory data analysis
@@ -265,6 +352,39 @@ def raise_above_zero(volume: Volume, brain: Mask) -> Volume:
     values = values[values >= first - FAR_OUT * (third - first)]
     least = float(np.percentile(values, LEAST))
     return np.maximum(volume - min(least, 0.0), 0).astype(np.float32)
+
+
+HOLE = 0.001  # quantile of the intensities above 0 in a brain that fills holes; our choice
+
+
+def fill_holes(t1w: Volume, brain: Mask) -> Volume:
+    """Raise intensities of 0 in a brain, such as fluid below a threshold, to the least above 0.
+
+    Generators take 0 for the outside of the brain. They would predict no uptake there and, if they
+    scale the brain's mean, less everywhere else.
+
+    Parameters
+    ----------
+    t1w : ndarray, (I, J, K)
+        Intensities in [0, 1].
+    brain : ndarray of bool, (I, J, K)
+        Brain mask.
+
+    Returns
+    -------
+    ndarray, (I, J, K)
+        Volume in float32, unchanged outside the brain.
+
+    Examples
+    --------
+    >>> volume = np.array([[[0, 0, 0.5, 0.5]]], np.float32)
+    >>> fill_holes(volume, np.array([[[False, True, True, True]]]))
+    array([[[0. , 0.5, 0.5, 0.5]]], dtype=float32)
+    """
+    values = t1w[brain & (t1w > 0)]
+    if not values.size:
+        return t1w
+    return np.where(brain & (t1w <= 0), np.quantile(values, HOLE), t1w).astype(np.float32)
 
 
 def match_quantiles(volume: Volume, brain: Mask, quantiles: NDArray[np.float32]) -> Volume:

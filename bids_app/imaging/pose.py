@@ -24,6 +24,7 @@ KEPT = 6  # starts kept for the second round; our choice
 HALF = 0.5  # voxel, from the centre to a face
 FIRST_STEPS = (5.0, 5.0, 5.0, 8.0, 8.0, 8.0)  # of the optimizer: three of 0.1 rad, three in mm
 STEPS = 160  # evaluations per start in the second round; our choice
+SIZING = 400  # evaluations for the estimate of a size; our choice
 LEAST_SEEN = 0.5  # minimum share of points inside the moving image; our choice
 TILT, CORNER = 45.0, 60.0  # degrees; every orientation is then within 40° of a start
 SCALE = 0.02  # rad per mm, so that rotations and shifts move the cortex by similar amounts
@@ -187,6 +188,29 @@ class PoseSearch:
         climbed = [self._climb(turns[index], no_shift) for index in best]
         score, matrix = max((*header, *climbed), key=lambda match: match[0])
         return Pose(matrix, score, max(match[0] for match in header))
+
+    def size(self, pose: Affine) -> float:
+        """Estimate how many times larger the moving brain is than the fixed one, near a rigid pose.
+
+        The correlation is optimized over a size, about the pose, with the rotation and shift that
+        fit it best.
+        """
+        fixed, _ = self.centres
+
+        def loss(parameters: NDArray[np.float64]) -> float:
+            change = np.eye(4)
+            change[:3, :3] = Rotation.from_rotvec(parameters[:3] * SCALE).as_matrix()
+            change[:3, :3] *= np.exp(SCALE * parameters[6])
+            change[:3, 3] = fixed + parameters[3:6] - change[:3, :3] @ fixed
+            return -self.score(pose @ change)
+
+        optimum = optimize.minimize(
+            loss,
+            np.zeros(7),
+            method="Powell",
+            options={"maxfev": SIZING, "xtol": 0.05, "ftol": 1e-5},
+        )
+        return float(np.exp(SCALE * optimum.x[6]))
 
     def _pose(self, turn: NDArray[np.float64], parameters: NDArray[np.float64]) -> Affine:
         """Create a pose: match centres of mass, rotate, then add three angles and three shifts."""

@@ -124,6 +124,10 @@ DEPTH = 6.0  # mm from the surface, as the outline alone makes brains similar; o
 OWN_GRID, RIM, DEEP, EDGE = 2.0, 4.0, 10.0, 3.0
 BRIGHTEST = 90  # percentile of the rim that represents its bright part
 STRIPPED = 0.05  # of the brain's voxels; a T1w with fewer outside the brain counts as stripped
+ENOUGH = 0.9  # share of the brain that a PET has to cover for an estimate of its size; our choice
+# mm FWHM of what is finer than a PET; mm, largest voxels that show it; mm from the brain's outline;
+# fewest voxels; our choice
+FINE, COARSEST, BELOW_OUTLINE, FEWEST_INNER = 3.0, 2.5, 4.0, 1000
 GREY_ABOVE, WHITE_BELOW, FLUID_BELOW = 0.8, 0.45, 0.2  # bounds of expected uptake, 1 for grey
 TINY = 1e-6  # of the mean uptake: minimum for white matter in a ratio
 
@@ -172,6 +176,9 @@ LIKENESS, OVERLAP = "CorrelationWithTemplate", "DiceBrainMask"
 INSIDE, UPTAKE, CONTRAST = "BrainInsidePET", "CorrelationWithExpectedUptake", "GreyWhiteRatio"
 WHOLE, DEEP_TO_RIM = "BrainSectionInsideT1w", "DeepToRimRatio"
 BEHIND = "CorrelationBehindBestPose"  # correlation minus that in the best pose of a search
+SIZE = "RatioOfBrainSizes"  # the smaller size of the brain, in PET or T1w, relative to the larger
+UNLIKE = "FineDetailUnlikeT1w"  # 1 minus the size of the correlation of fine detail with the T1w's
+BLURRED = "BlurOfAnatomy"  # 1 minus the SD of fine detail that the T1w explains, relative to all
 
 T1W_CRITERIA = (
     Criterion(
@@ -202,6 +209,20 @@ T1W_CRITERIA = (
     ),
 )
 PET_CRITERIA = (
+    Criterion(
+        UNLIKE,
+        0.4,
+        0.2,
+        "only {:.0%} of the PET's detail below 3 mm differs from that of the T1w, as if an MRI had "
+        "been given as PET",
+    ),
+    Criterion(
+        BLURRED,
+        0.75,
+        0.0,
+        "anatomy in the PET is sharper than PET scanners show it (only {:.0%} of its contrast is "
+        "blurred), as if an MRI had been given as PET",
+    ),
     Criterion(INSIDE, 0.8, 0.5, "only {:.0%} of the brain lies inside the PET"),
     Criterion(
         UPTAKE,
@@ -218,6 +239,13 @@ PET_CRITERIA = (
         -0.05,
         -0.1,
         "in another pose, the PET matches the T1w better (difference in correlation {:+.2f})",
+    ),
+    Criterion(
+        SIZE,
+        0.96,
+        0.85,
+        "the brain has another size in the PET than in the T1w (ratio {:.2f}), as if the voxel "
+        "size of one of them were wrong",
     ),
 )
 
@@ -344,6 +372,51 @@ def judge_t1w(
     return judge(measures, T1W_CRITERIA)
 
 
+def measure_detail(
+    pet: Volume, t1w: Volume, brain: Mask, zooms: tuple[float, float, float]
+) -> dict[str, float]:
+    """Measure whether a PET has fine detail like the T1w, which no PET scanner resolves.
+
+    The detail finer than 3 mm is compared deeper than 4 mm in the brain, away from its outline. How
+    the T1w explains it is estimated by regression on the detail of the T1w, its square and its
+    cube, because contrast differs among kinds of MRI. Noise of the PET does not count.
+
+    Parameters
+    ----------
+    pet, t1w : ndarray, (I, J, K)
+        PET after registration, and T1w, on one grid of about 2 mm, in any unit.
+    brain : ndarray of bool, (I, J, K)
+        Part of the brain that the PET covers.
+    zooms : tuple of float
+        Voxel size in mm.
+
+    Returns
+    -------
+    dict
+        ``UNLIKE``, 0 to 1, and ``BLURRED``, at most 1; empty if they cannot be measured, as in
+        large voxels.
+    """
+    depth = ndimage.distance_transform_edt(np.pad(brain, 1), sampling=zooms)[1:-1, 1:-1, 1:-1]
+    inner = depth > BELOW_OUTLINE
+    if max(zooms) > COARSEST or np.count_nonzero(inner) < FEWEST_INNER:
+        return {}
+    bright = winsorize(t1w, brain)
+    bright /= max(float(np.abs(bright[brain]).max()), TINY)
+
+    def fine(volume: Volume) -> NDArray[np.float64]:
+        return (volume - smooth(volume, FINE, zooms))[inner].astype(np.float64)
+
+    clipped = winsorize(pet, brain)
+    detail, powers = fine(clipped), [fine(bright**power) for power in (1, 2, 3)]
+    terms = np.stack([*powers, np.ones_like(detail)], axis=1)
+    explained = terms @ np.linalg.lstsq(terms, detail, rcond=None)[0]
+    whole = float(clipped[inner].std(dtype=np.float64))
+    if not (whole > 0 and detail.std() > 0 and powers[0].std() > 0):
+        return {}
+    alike = abs(float(np.corrcoef(powers[0], detail)[0, 1]))
+    return {UNLIKE: 1 - alike, BLURRED: 1 - float(explained.std()) / whole}
+
+
 def measure_brain(t1w: Volume, brain: Mask, affine: Affine) -> dict[str, float]:
     """Measure problems of a T1w on its own grid that registration to a whole brain would hide.
 
@@ -412,6 +485,7 @@ def judge_pet(
     zooms: tuple[float, float, float],
     *,
     behind: float,
+    own_measures: Mapping[str, float],
 ) -> Judgement:
     """Judge the registration of a PET to the T1w of the same person.
 
@@ -427,10 +501,15 @@ def judge_pet(
         Voxel size of the grid in mm.
     behind : float
         Correlation in the registered pose minus that in the best pose of a search.
+    own_measures : mapping
+        Measures of the PET on a finer grid by :func:`measure_detail`, and ``SIZE``, which is
+        ignored if the PET does not cover most of the brain.
     """
     compared = brain & covered
     share = float(compared.sum() / max(brain.sum(), 1))
-    measures = {INSIDE: share, BEHIND: behind}
+    measures = {INSIDE: share, BEHIND: behind, **own_measures}
+    if share < ENOUGH:
+        measures.pop(SIZE, None)
     grey = compared & (uptake > GREY_ABOVE)
     white = compared & (uptake > FLUID_BELOW) & (uptake < WHITE_BELOW)
     measures[UPTAKE] = correlation(pet, smooth(uptake, PET_BLUR, zooms), compared)

@@ -26,7 +26,9 @@ from bids_app.imaging.intensity import (
     describe_scaling,
     intensity_of_one,
     raise_above_zero,
+    saturation,
     scale_to_unit,
+    subtract_air,
     subtract_floor,
 )
 from bids_app.imaging.regions import RegionalUptake, measure_uptake_by_region
@@ -37,6 +39,7 @@ from bids_app.imaging.volume import Grid
 VOUCHED = "axis code to assume if the header defines none; empty: none is assumed"
 VALID = "mask of the voxels that are finite in the file; the others were set to 0"
 PSEUDO_NORMAL = "From SYNTHETIC FDG PET, mri2pet"  # in headers of images computed from both PET
+SATURATED = 0.03  # share of bright voxels with the largest intensity that is reported; our choice
 METHOD = "SimpleITK: rigid, affine; mutual information. dipy: SyN; cross-correlation"
 
 
@@ -81,6 +84,24 @@ def _without_floor(image, name):
     notes = image.notes
     if floor:
         notes += (f"{name}: no intensity is below {floor:g}, which was subtracted from all.",)
+    return nifti.Image(data, image.affine, notes)
+
+
+def _without_air(image, name):
+    """Subtract a constant that was added to a PET, by the air; return the image, with notes."""
+    data, level = subtract_air(image.data)
+    notes, equal = image.notes, saturation(image.data)
+    if equal > SATURATED:
+        notes += (
+            f"{name}: {100 * equal:.0f} % of its bright voxels have the same, largest intensity, "
+            "as if brighter ones had been cut off; if they lie in the brain, differences there "
+            "are lost: export the image again.",
+        )
+    if level:
+        notes += (
+            f"{name}: the air around the head has an intensity of {level:g}, as if a constant had "
+            "been added to all; it was subtracted.",
+        )
     return nifti.Image(data, image.affine, notes)
 
 
@@ -141,9 +162,10 @@ class ReadPET(SimpleInterface):
     def _run_interface(self, runtime):
         image = nifti.load_scan(self.inputs.pet, orientation=self.inputs.orientation, gaps=True)
         data, used, durations = self._one_volume(image.data)
-        average = nifti.Image(data, image.affine, image.notes)
+        name = Path(self.inputs.pet).name
+        average = _without_air(nifti.Image(data, image.affine, image.notes), name)
         path, valid = Path(runtime.cwd) / "pet.nii.gz", Path(runtime.cwd) / "valid.nii.gz"
-        notes = _save_scan(average, Path(self.inputs.pet).name, path, valid)
+        notes = _save_scan(average, name, path, valid)
         frames = {"FramesUsed": used, "FrameDurationsUsed": durations}
         frames |= self._window(used if image.data.ndim > 3 else [])
         self._results.update(pet=str(path), valid=str(valid), sidecar=frames | notes)

@@ -17,7 +17,7 @@ from nipype.interfaces.base import (
 
 from bids_app import nifti
 from bids_app.errors import UnusableDataError
-from bids_app.imaging.intensity import match_quantiles, scale_to_unit
+from bids_app.imaging.intensity import fill_holes, match_quantiles, scale_to_unit
 from bids_app.imaging.volume import Grid
 from bids_app.synthesis.card import check_reference, check_uncertainty, is_own_grid, read_card
 from bids_app.synthesis.tiling import overlap
@@ -61,6 +61,7 @@ class SynthesizePET(SimpleInterface):
 
         t1w = nifti.load(self.inputs.t1w)
         brain = nifti.load(self.inputs.mask).data > 0
+        t1w = nifti.Image(fill_holes(t1w.data, brain), t1w.affine)
         folder = Path(self.inputs.generator)
         generator, card = self._load(folder, Grid(t1w.data.shape, t1w.affine))
         with naming_files(folder, card, self.inputs.t1w):

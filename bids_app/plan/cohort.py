@@ -16,6 +16,7 @@ from bids_app.derivatives.find import (
     find_preprocessed,
     fit_of_image,
     is_left_over,
+    source_digest_of,
     times_mean_of_image,
     verdict_of_image,
     window_of_image,
@@ -177,6 +178,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     warnings += _describe_sloppy(chosen, settings)
     warnings += describe_windows(chosen, usual_window(c.pet for c in chosen if c.pet))
     _refuse_mixed_scales(chosen)
+    _refuse_copies(chosen)
     warnings += [f"{gap}; no training tile includes that part" for gap in _describe_gaps(chosen)]
     unknown, remarks = _unmatched(settings, queried)
     return Subjects(
@@ -231,6 +233,7 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     warnings += _describe_sloppy(used, settings)
     warnings += describe_windows(used, usual_window(c.pet for c in chosen if c.pet))
     _refuse_mixed_scales(used)
+    _refuse_copies(chosen, patients)
     warnings += [*_describe_gaps(used), *_describe_namesakes(used, settings)]
     warnings += [*_describe_verdicts(used), *_describe_misfits(used)]
     unknown, remarks = _unmatched(settings, patient_labels, control_labels)
@@ -475,6 +478,25 @@ def _refuse_mixed_scales(used: Sequence[Participant]) -> None:
             "one was made with --paper, or by an earlier version; run the participant level again "
             "for all, with --paper or without"
         )
+
+
+def _refuse_copies(controls: Sequence[Participant], patients: Sequence[Participant] = ()) -> None:
+    """Check that no raw image of a control is also that of somebody else.
+
+    A PET on the T1w of another person passes most checks.
+    """
+    owners, known = dict[str, str](), {control.label for control in controls}
+    for subject in [*controls, *patients]:
+        for image in filter(None, (subject.visit.t1w, subject.pet)):
+            digest = source_digest_of(image)
+            other = owners.setdefault(digest, subject.label) if digest else subject.label
+            if other != subject.label and other in known:
+                raise UnusableDataError(
+                    f"{image.name}: was made from the same raw file as that of sub-{other}, so one "
+                    "of them shows somebody else than its name says; replace the raw image and run "
+                    "the participant level again, or give --exclude-participant-label "
+                    f"{subject.label}"
+                )
 
 
 def _describe_stale(settings: Settings) -> list[str]:

@@ -1,7 +1,7 @@
 """Plans of the images that detectors are trained on and applied to: sets, folds and names."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,9 +28,18 @@ from bids_app.detection.covariates import (
     describe_doubtful_numbers,
     describe_single_levels,
     encode,
+    is_age,
+    is_in_years,
+    missing_code,
     unseen_levels,
 )
-from bids_app.errors import MissingInputError, Mri2petError, UnusableDataError, UsageError
+from bids_app.errors import (
+    MissingInputError,
+    Mri2petError,
+    UnusableDataError,
+    UsageError,
+    name_some,
+)
 from bids_app.files import Json, read_json
 from bids_app.nifti import Image, check_labels, inspect, load
 from bids_app.plan.cohort import Participant, Subjects
@@ -501,9 +510,11 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
     real = {control.label for control in cohort.controls if control.pet is not None}
     used = [c for c in cohort.controls if c.label in real or settings.training_set != ("real",)]
     rows, notes = dict[str, list[float]](), list[str]()
-    controls, problems = _with_cells(used, cells, names)
-    patients, lost = _with_cells(cohort.patients, cells, names)
+    years = _in_years(names, [cells.get(c.label, {}) for c in used], description)
+    controls, problems = _with_cells(used, cells, names, years)
+    patients, lost = _with_cells(cohort.patients, cells, names, years)
     problems += lost
+    notes += _describe_codes([*controls, *patients], cells, names)
     if description is None:
         # A set of real PET knows nothing of controls without one
         known = [
@@ -562,24 +573,70 @@ def _description_of(settings: Settings, card: DetectorCard) -> Description:
     return description
 
 
+def _in_years(
+    names: Iterable[str], controls: Sequence[Mapping[str, Cell]], known: Description | None
+) -> list[str]:
+    """Find the columns that have ages in years, by those of controls, here or of a detector."""
+    ages = []
+    for name in names:
+        cells: list[object] = [row.get(name) for row in controls]
+        if known is not None:
+            cells = [known[name].get(bound) for bound in ("low", "high")]
+        if is_in_years(name, [cell for cell in cells if isinstance(cell, float)]):
+            ages.append(name)
+    return ages
+
+
 def _with_cells(
     participants: Sequence[Participant],
     cells: Mapping[str, Mapping[str, Cell]],
     names: Sequence[str],
+    years: Collection[str],
 ) -> tuple[list[Participant], list[Problem]]:
-    """Keep participants for whom all covariates are known."""
+    """Keep participants for whom all covariates are known; those in years have to be ages."""
     kept, problems = list[Participant](), list[Problem]()
     for participant in participants:
-        absent = [name for name in names if name not in cells.get(participant.label, {})]
-        if not absent:
+        own = cells.get(participant.label, {})
+        absent = [name for name in names if name not in own]
+        wrong = [
+            f"{name} {cell:g}"
+            for name in years
+            if isinstance(cell := own.get(name), float) and not is_age(cell)
+        ]
+        if not absent and not wrong:
             kept.append(participant)
             continue
         error = UnusableDataError(
             f"participants.tsv has n/a in {', '.join(absent)}, which --covariates names; fill "
             "it in, or leave the covariate out"
         )
+        if not absent:
+            error = UnusableDataError(
+                f"participants.tsv has {', '.join(wrong)}, which is no age in years; correct it "
+                "or write n/a, and run the participant level again"
+            )
         problems.append(_problem(participant.visit, error))
     return kept, problems
+
+
+def _describe_codes(
+    participants: Sequence[Participant],
+    cells: Mapping[str, Mapping[str, Cell]],
+    names: Sequence[str],
+) -> list[str]:
+    """Describe numbers that may be codes for missing values."""
+    notes = []
+    for name in names:
+        values = {one.label: cells[one.label][name] for one in participants}
+        code = missing_code([cell for cell in values.values() if isinstance(cell, float)])
+        if code is not None:
+            labels = sorted(f"sub-{label}" for label, cell in values.items() if cell == code)
+            notes.append(
+                f"--covariates: {name} is {code:g} in {name_some(labels)}, far from all others; if "
+                "it stands for a missing value, write n/a in the raw participants.tsv, and run the "
+                "participant level again"
+            )
+    return notes
 
 
 def _describe(controls: Mapping[str, Sequence[Cell]]) -> Description:

@@ -12,9 +12,15 @@ from bids_app.arguments import PREPROCESSED, WITH_PET
 from bids_app.dataset.index import frame_durations, frame_starts
 from bids_app.dataset.selection import select
 from bids_app.derivatives.description import dataset_names
-from bids_app.derivatives.find import SourceDigests, fingerprint, is_complete, stored_fingerprint
+from bids_app.derivatives.find import (
+    SOURCE_DIGEST,
+    SourceDigests,
+    fingerprint,
+    is_complete,
+    stored_fingerprint,
+)
 from bids_app.derivatives.foreign import find_derived_pet, find_derived_t1w, read_app
-from bids_app.derivatives.paths import PetPaths, VisitPaths, sidecar_path, visit_paths
+from bids_app.derivatives.paths import SUBTRACTED, PetPaths, VisitPaths, sidecar_path, visit_paths
 from bids_app.derivatives.sidecars import (
     Provenance,
     Space,
@@ -32,6 +38,7 @@ from bids_app.errors import (
     ReadWriteError,
     UnusableDataError,
     UsageError,
+    name_some,
 )
 from bids_app.files import Json, read_json, read_text
 from bids_app.generators import GeneratorChoice, check_space, has_seen, known_labels
@@ -53,6 +60,7 @@ from bids_app.workflows.registration import Preprocessing
 from bids_app.workflows.synthesis import SynthesisPlan
 
 VOLUME_AXES = 3
+PREDICTED = ("synth", *SUBTRACTED)  # desc- of images made from a synthetic PET
 ADVICE = "give one duration, in s, for each frame"
 AGAIN = "run the app that made it again, or leave its dataset out of --derivatives"
 Known = tuple[Scan, Header | None]  # None if this run does not read the image
@@ -130,17 +138,29 @@ def _is_one_volume(pet: Scan, header: Header | None) -> bool:
 
 def _check_pet(pet: Scan, chosen: Sequence[int], orientation: str) -> Header:
     header = nifti.inspect(pet.used, orientation=_confirmed_orientation(pet, orientation))
-    if header.description.startswith(nifti.SYNTHETIC_PET):
-        raise UnusableDataError(
-            f"{pet.used}: its header says {nifti.SYNTHETIC_PET}, so it was predicted, not "
-            "measured; give the acquired PET"
-        )
+    _refuse_predicted(pet, header)
     frames = _frames(header)
     if frames > 1:  # a single volume is used as it is, whatever frames its sidecar lists
         _check_durations(pet, frames, chosen)
     if not _is_one_volume(pet, header):
         _check_frames(pet, frames, chosen)
     return header
+
+
+def _refuse_predicted(pet: Scan, header: Header) -> None:
+    """Refuse an image made from a synthetic PET, by its header, its sidecar or its name."""
+    place, mark = "", nifti.SYNTHETIC_PET
+    if mark in header.description:
+        place = "header"
+    elif dict(pet.metadata).get("Synthetic", False) is not False:
+        place, mark = "sidecar", "Synthetic"
+    elif pet.entity("desc") in PREDICTED:
+        place, mark = "name", f"desc-{pet.entity('desc')}"
+    if place:
+        raise UnusableDataError(
+            f"{pet.used}: its {place} says {mark}, so it was predicted, not measured; give the "
+            "acquired PET"
+        )
 
 
 def _check_durations(pet: Scan, frames: int, chosen: Sequence[int]) -> None:
@@ -618,7 +638,36 @@ def _preprocessing_outputs(plan: VisitPlan, run: ParticipantPlan) -> dict[Path, 
         run.bids_dir, run.output_dir, plan.preprocessed, run.version, sloppy=run.preprocessing.quick
     )
     sidecars = preprocessing_sidecars(plan.visit, plan.paths, origin, run.space)
+    for scan, image in (
+        (plan.visit.t1w, plan.paths.t1w_in_template),
+        *zip(plan.visit.pets, (pet.in_template for pet in plan.paths.pets), strict=True),
+    ):
+        sidecars[image][SOURCE_DIGEST] = run.digests.of(scan.path)
     return {path: (path, sidecar) for path, sidecar in sidecars.items()}
+
+
+def describe_copies(visit: Visit, run: ParticipantPlan) -> list[str]:
+    """Describe which raw images of a visit are the same file as that of another one.
+
+    One T1w may stand in several sessions of a participant.
+
+    Raises
+    ------
+    MissingInputError, ReadWriteError
+        If an image cannot be read.
+    """
+    sentences = []
+    for scan in (visit.t1w, *visit.pets):
+        own = f"sub-{scan.subject}"
+        twins = [Path(name) for name in run.digests.same_as(scan.path)]
+        others = [twin for twin in twins if twin.parts[0] != own or scan is not visit.t1w]
+        if others:
+            sentences.append(
+                f"{scan.path.name} is the same file as "
+                f"{name_some([twin.name for twin in others])}, so one of them shows somebody or "
+                "something else than its name says; replace it by the right image"
+            )
+    return sentences
 
 
 def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]:
