@@ -706,6 +706,19 @@ def test_colours_tell_training_sets_and_dashes_tell_detectors(made):
     assert len(chart.figure.axes) == len(UNITS)
 
 
+def test_colours_tell_detectors_if_there_is_one_training_set(made):
+    detected = find_detected(made.out)
+    chart = draw_detection(
+        replace(detected, curve=[p for p in detected.curve if p.training_set == "real"])
+    )
+    first, second = chart.keys
+    assert first.colour != second.colour
+    assert first.dash != second.dash
+    assert [line.get_color() for line in chart.figure.axes[0].lines] == [
+        key.colour for key in chart.keys
+    ]
+
+
 def test_every_point_of_the_curve_is_drawn_where_it_is(made):
     detected = find_detected(made.out)
     chart = draw_detection(detected)
