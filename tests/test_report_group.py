@@ -1293,6 +1293,20 @@ def test_lesions_are_shown_in_either_space(cohort):
     assert viewer.layers[-1]["kind"] == "lesions"
 
 
+def test_a_ragged_lesion_has_one_edge(score_map, tmp_path):
+    shape = score_map.t1w.data.shape
+    middle = np.asarray(shape).reshape(3, 1, 1, 1) // 2
+    whole = np.abs(np.indices(shape) - middle).max(axis=0) <= 3
+    ragged = whole & ~(np.indices(shape) == middle).all(axis=0)
+    edges = []
+    for mask in (whole, ragged):
+        lesions = nifti.Image(mask.astype(np.float32), score_map.t1w.affine)
+        viewer = make_viewer({"z score": score_map}, {}, lesions, native=True)
+        edges.append(image_of(viewer.layers[-1], tmp_path).get_fdata())
+    assert edges[0].any()
+    np.testing.assert_array_equal(*edges)
+
+
 def test_synthetic_pet_is_a_layer_where_there_is_one(cohort):
     for path in cohort.out.rglob("*_space-T1w_stat-*"):
         path.unlink()

@@ -69,6 +69,7 @@ from bids_app.plan.group import (
 )
 from bids_app.plan.problems import Problem, error_of, problem_of
 from bids_app.plan.study import Study, grid_of, plan_study, resolve_grid
+from bids_app.report.anomalies import describe_place, title_of
 from bids_app.report.group import write_group_report
 from bids_app.report.page import RunSummary
 from bids_app.settings import Settings
@@ -348,12 +349,12 @@ def _write_curves(
 
 
 def top_clusters(images: Iterable[ImageClusters]) -> Mapping[str, list[str]]:
-    """Describe the first cluster of each patient in a line, by training set and detector."""
+    """Describe the first cluster of each patient in a line, by detector and training set."""
     lines: dict[str, list[str]] = {}
     for image in images:
         if not image.scored_image.control:
             line = f"{image.scored_image.label}: {_describe_first(image)}"
-            lines.setdefault(" ".join(image.row), []).append(line)
+            lines.setdefault(title_of(*image.row), []).append(line)
     return lines
 
 
@@ -361,7 +362,7 @@ def _describe_first(patient: ImageClusters) -> str:
     if not patient.clusters:
         return "no cluster"
     first = patient.clusters[0]
-    place = f"{first.side}, ({first.x:z.0f}, {first.y:z.0f}, {first.z:z.0f}) mm"
+    place = f"{describe_place(first)}, ({first.x:z.0f}, {first.y:z.0f}, {first.z:z.0f}) mm"
     size = f"{first.volume / 1000:.1f} cm³"
     if first.overlap is None:
         return f"{place}, {size}"
@@ -710,7 +711,7 @@ def _close(
 ) -> int:
     """Print the first cluster of each patient and the last line, and return the exit code."""
     for name, lines in top_clusters(images).items():
-        console.say(f"first cluster, {name}")
+        console.say(f"strongest cluster, {name}")
         for line in lines:
             console.say(f"  {line}")
     mapped = {image.subject for image in images if not image.scored_image.control}
