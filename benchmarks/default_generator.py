@@ -11,17 +11,22 @@ on warped copies of the maps, on the grid of the outputs, and the tissue model i
 Its reference consists of these T1w. The error model comes from models that were fitted with a
 quarter of the maps left out, and is evaluated on maps 13 and 14. ``--against`` scores other
 generators, for example networks, on the same held-out pairs.
+
+``--score N`` fits nothing: it scores the generator that exists, and those of ``--against``, on N
+new pairs of each of maps 13 and 14. This takes a minute of CPU time per map, and 15 s per pair.
 """
 
 import argparse
 import json
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from nilearn.datasets import load_mni152_template
 from nilearn.image import resample_img
 from scipy import ndimage
+from torch import nn
 
 from bids_app import nifti
 from bids_app.anatomy import registration
@@ -71,18 +76,19 @@ from bids_app.simulation.images import (
     random_contrast,
 )
 from bids_app.simulation.person import draw_atrophy
-from bids_app.synthesis.card import REFERENCE, UNCERTAINTY, Card, file_sha256
+from bids_app.synthesis.card import REFERENCE, UNCERTAINTY, Card, check_uncertainty, file_sha256
 from bids_app.synthesis.evaluation import smooth_in_brain
 from bids_app.synthesis.inference import load_generator, predict, save_generator, synthesize
 from bids_app.synthesis.models import CUBE, TissueSpec
 from bids_app.synthesis.pairs import Volumes
 from bids_app.synthesis.reference import gather_reference, write_reference
-from bids_app.synthesis.tiling import SliceTriplets, overlap
+from bids_app.synthesis.tiling import SliceTriplets, Tiling, overlap
 from bids_app.synthesis.tissue import TissueModel, fit_tissue_model
 from bids_app.synthesis.uncertainty import (
     Errors,
     fit_error_model,
     measure_errors,
+    read_error_model,
     sample_errors,
     write_error_model,
 )
@@ -254,17 +260,87 @@ def evaluate(guesses: dict[str, list[Volume]], held_out: list[Painting]) -> dict
     return told
 
 
+def predict_by(
+    generator: nn.Module,
+    tiling: Tiling,
+    held_out: list[Painting],
+    fwhm: float = Settings.smoothing_fwhm,
+) -> list[Volume]:
+    """Predict the PET of held-out pairs as ``participant`` does."""
+    return [synthesize(x.t1w, generator, tiling, fwhm=fwhm, zooms=ZOOMS) for x in held_out]
+
+
+def predict_with(folder: Path, held_out: list[Painting]) -> dict[str, list[Volume]]:
+    """Predict held-out PET by a stored generator, on our scale; a network also with overlap."""
+    generator, card = load_generator(folder, "cpu")
+    tilings = {folder.name: card.spec.tiling}
+    if isinstance(card.spec.tiling, SliceTriplets):
+        tilings[f"{folder.name}, with overlap"] = overlap(card.spec.tiling)
+    told = {name: predict_by(generator, tiling, held_out) for name, tiling in tilings.items()}
+    if card.pet_times_mean == TIMES_MEAN:
+        return told
+    return {  # as participant does
+        name: [
+            scale_to_unit(pet, painting.brain, times_mean=TIMES_MEAN)
+            for pet, painting in zip(volumes, held_out, strict=True)
+        ]
+        for name, volumes in told.items()
+    }
+
+
+def score_anew(given: argparse.Namespace, brains: dict[str, Anatomy], pattern: Volume) -> None:
+    """Print the scores of stored generators, mean ± SD, on new pairs of the held-out maps.
+
+    Also print how often the errors of those that ship with the app lie in the intervals of their
+    error models.
+    """
+    held_out = [
+        repaint(brains[name], name, PAINTINGS + number, pattern, given.work)
+        for name in HELD_OUT
+        for number in range(given.score)
+    ]
+    grid = grid_of_box(Settings.bounding_box, SLOPPY_RESOLUTION)
+    for name, on, pairs in (
+        ("default", GRID, held_out),
+        ("sloppy", grid, [coarse(pair) for pair in held_out]),
+    ):
+        generator, card = load_generator(given.generators / name, "cpu")
+        errors = errors_of(generator, pairs, on)
+        error_model = read_error_model(check_uncertainty(given.generators / name, card))
+        print(name, json.dumps(measure_errors(errors, error_model)), flush=True)
+    print(f"| {len(held_out)} pairs | SSIM | PSNR (dB) | SSIM minus the default's | PSNR |")
+    print("|---|---|---|---|---|")
+    guesses = predict_with(given.generators / "default", held_out)
+    guesses["ceiling"] = [pair.ceiling for pair in held_out]
+    first = scores_of(guesses["default"], held_out)
+    for told in chain([guesses], (predict_with(folder, held_out) for folder in given.against)):
+        for name, volumes in told.items():
+            scores = scores_of(volumes, held_out)
+            columns = [*scores.T, *(scores - first).T]
+            cells = [f"{x.mean():.3f} ± {x.std(ddof=1):.3f}" for x in columns]
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def scores_of(volumes: list[Volume], held_out: list[Painting]) -> np.ndarray:
+    """Return SSIM and PSNR in the brain for each pair, (pairs, 2)."""
+    found = [
+        measure(np.where(real.brain, guess, 0).astype(np.float32), real.pet, real.brain)
+        for guess, real in zip(volumes, held_out, strict=True)
+    ]
+    return np.array([(x.ssim_brain, x.psnr_brain) for x in found])
+
+
 def fit(pairs: list[Painting], grid: Grid) -> TissueModel:
     """Fit a tissue model to pairs of T1w and PET."""
     volumes = [volumes_of(pair, f"{number}", grid.affine) for number, pair in enumerate(pairs)]
     return fit_tissue_model(spec_of(grid), volumes, times_mean=TIMES_MEAN)
 
 
-def errors_of(model: TissueModel, pairs: list[Painting], grid: Grid) -> list[Errors]:
+def errors_of(model: nn.Module, pairs: list[Painting], grid: Grid) -> list[Errors]:
     """Compare the PET of a model, postprocessed as by ``participant``, with the simulated PET."""
     found = []
     for pair in pairs:
-        raw = predict(pair.t1w, model, model.spec.tiling)
+        raw = predict(pair.t1w, model, spec_of(grid).tiling)
         fwhm, zooms = Settings.smoothing_fwhm, zooms_of(grid.affine)
         pet = smooth_in_brain(raw, pair.brain, fwhm=fwhm, zooms=zooms)
         found.append(sample_errors(volumes_of(pair, "", grid.affine), pet))
@@ -348,10 +424,11 @@ def main() -> None:
     parser.add_argument("--uptake", type=Path, nargs="+", required=True)
     parser.add_argument("--generators", type=Path, required=True, help="folder for default, sloppy")
     parser.add_argument("--against", type=Path, nargs="*", default=[], help="other generators")
+    parser.add_argument("--score", type=int, metavar="PAIRS", help="fit nothing, and score")
     make(parser.parse_args())
 
 
-def make(given: argparse.Namespace) -> None:  # noqa: PLR0915
+def make(given: argparse.Namespace) -> None:
     """Run all steps for the arguments of the command line."""
     given.work.mkdir(parents=True, exist_ok=True)
     paths = {path.name[-9:-7]: path for path in sorted(given.labelmaps.glob("*.nii.gz"))}
@@ -362,6 +439,9 @@ def make(given: argparse.Namespace) -> None:  # noqa: PLR0915
         pattern = find_pattern(given.uptake, training)
         nifti.save(nifti.Image(pattern, PATTERN_GRID.affine), pattern_file)
     pattern = nifti.load(pattern_file).data
+    if given.score:
+        score_anew(given, brains, pattern)
+        return
     painted = [
         (name, repaint(brain, name, number, pattern, given.work))
         for name, brain in brains.items()
@@ -373,12 +453,9 @@ def make(given: argparse.Namespace) -> None:  # noqa: PLR0915
     print(f"{len(pairs)} pairs painted", flush=True)
     model = fit(pairs, GRID)
 
-    def predict_by(generator, tiling, fwhm: float = Settings.smoothing_fwhm) -> list[Volume]:
-        return [synthesize(x.t1w, generator, tiling, fwhm=fwhm, zooms=ZOOMS) for x in held_out]
-
     mean_pet = np.mean([pair.pet for pair in pairs], axis=0)
     guesses = {
-        "generator": predict_by(model, model.spec.tiling),
+        "generator": predict_by(model, model.spec.tiling, held_out),
         "exact anatomy, expected uptake": [pair.ceiling for pair in held_out],
         "mean training PET": [mean_pet] * len(held_out),
         "T1w": [pair.t1w for pair in held_out],
@@ -392,22 +469,7 @@ def make(given: argparse.Namespace) -> None:  # noqa: PLR0915
     card = card_of("sloppy", grid, {})
     save_all(fit(few, grid), card, few, maps, held_out=others, folder=given.generators / "sloppy")
     for folder in given.against:
-        other, card = load_generator(folder, "cpu")
-        tilings = {"as trained": card.spec.tiling}
-        if isinstance(card.spec.tiling, SliceTriplets):
-            tilings["with overlap"] = overlap(card.spec.tiling)
-        told = {
-            f"{folder.name}, {how}": predict_by(other, tiling) for how, tiling in tilings.items()
-        }
-        if card.pet_times_mean != TIMES_MEAN:  # as participant does
-            told = {
-                name: [
-                    scale_to_unit(pet, painting.brain, times_mean=TIMES_MEAN)
-                    for pet, painting in zip(volumes, held_out, strict=True)
-                ]
-                for name, volumes in told.items()
-            }
-        print(json.dumps(evaluate(told, held_out), indent=2), flush=True)
+        print(json.dumps(evaluate(predict_with(folder, held_out), held_out), indent=2), flush=True)
 
 
 TRAINED_ON = (

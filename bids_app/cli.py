@@ -392,7 +392,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     add(
         "--omp-nthreads N",
         "threads of steps that can use several; default: the CPUs divided among the participants. "
-        "Results are bitwise reproducible with the same number",
+        "Results do not depend on it, except those of training networks",
         _count,
     )
     add("--mem-gb GB", "memory; default: nine tenths of what is available", positive)

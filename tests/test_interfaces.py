@@ -1317,6 +1317,37 @@ def test_registration_gives_equal_results_with_several_threads(itk_process):
     assert first[9:] != pytest.approx((0, 0, 0), abs=0.5)  # it has moved
 
 
+def correct_with_threads(folder, *counts):
+    """Correct the bias of an image with several numbers of ITK threads; return the voxels."""
+    import SimpleITK as sitk
+
+    from bids_app.anatomy import registration
+
+    noise = np.random.default_rng(0).random((24, 24, 24), np.float32)
+    image = sitk.GetImageFromArray(1 + ndimage.gaussian_filter(noise, 2))
+    t1w, mask, out = (folder / f"{name}.nii" for name in ("t1w", "mask", "out"))
+    sitk.WriteImage(image, str(t1w))
+    sitk.WriteImage(sitk.Cast(image > 0, sitk.sitkUInt8), str(mask))
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), registration.BIAS_ITERATIONS
+    registration.BIAS_ITERATIONS = [20]
+    found = []
+    for count in counts:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
+        registration.correct_bias(t1w, mask, out, grid=1)
+        assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == count
+        found.append(sitk.GetArrayFromImage(sitk.ReadImage(str(out))))
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before[0])
+    registration.BIAS_ITERATIONS = before[1]
+    return sitk.GetArrayFromImage(image), *found
+
+
+@pytest.mark.itk
+def test_the_bias_field_does_not_depend_on_the_number_of_threads(itk_process, tmp_path):
+    image, one, three = itk_process.submit(correct_with_threads, tmp_path, 1, 3).result()
+    assert not np.allclose(one, image)
+    np.testing.assert_array_equal(one, three)
+
+
 def read_composite(folder):
     """Write a composite transform; return where a point should go, by hand and by two readers."""
     import nitransforms

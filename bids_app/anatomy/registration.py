@@ -9,7 +9,8 @@ process first uses it. A transform "from A to B" resamples images of A to grids 
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 
@@ -34,6 +35,7 @@ Levels = Mapping[str, Sequence[int]]
 logging.getLogger("dipy").setLevel(logging.WARNING)  # it logs each level otherwise
 
 BIAS_ITERATIONS, BIAS_TOLERANCE = [50] * 4, 1e-7  # for N4, per level; defaults of ANTs
+BIAS_THREADS = 4  # always as many, because N4's sums depend on their number; our choice
 BINS = 32  # of the joint histogram for Mattes's mutual information; antsRegistrationSyNQuick's
 # Levels of the linear registration to a template: shrink factor, smoothing in voxels, and share of
 # voxels sampled; our choice
@@ -140,6 +142,17 @@ def _match_centres(centre: Sequence[float], moving: sitk.Image) -> Affine:
     return pose
 
 
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Set the number of threads of filters, and of those that they run; they are no CPUs."""
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(number)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+
+
 def correct_bias(t1w: Path, mask: Path, out: Path, *, grid: float) -> Path:
     """Remove the bias field of a T1w with N4 (Tustison et al. 2010, IEEE TMI 29:1310-1320).
 
@@ -168,7 +181,8 @@ def correct_bias(t1w: Path, mask: Path, out: Path, *, grid: float) -> Path:
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations(BIAS_ITERATIONS)
     n4.SetConvergenceThreshold(BIAS_TOLERANCE)
-    n4.Execute(sitk.Shrink(image, shrinking), sitk.Shrink(brain, shrinking))
+    with _threads(BIAS_THREADS):
+        n4.Execute(sitk.Shrink(image, shrinking), sitk.Shrink(brain, shrinking))
     field = sitk.Exp(n4.GetLogBiasFieldAsImage(image))
     _write(sitk.Cast(image / field, sitk.sitkFloat32), out)
     return out

@@ -152,8 +152,8 @@ def test_machine_code_of_numba_was_filled_when_the_image_was_built(image):
     """It is valid for the installed code, so nothing is compiled again."""
     code = """
 import os
-from bids_app.resources import settled
-with settled(os.environ):
+from bids_app.resources import writable_caches
+with writable_caches(os.environ):
     from bids_app.app.selftest import check_machines
     print(check_machines())
 """
