@@ -474,13 +474,14 @@ def make(given: argparse.Namespace) -> None:
 
 TRAINED_ON = (
     "T1w and FDG PET SIMULATED on label maps of 12 real heads (SynthSeg training maps 01 to 12, "
-    "Apache-2.0): random contrasts, deformations, bias fields and noise; uptake by tissue and by "
-    "region, after two mean FDG PET in MNI space (Della Rosa et al. 2014, MIT; Turku PET Centre's "
-    "magia, MIT). No acquired PET. A tissue model, not a network."
+    "Apache-2.0), with random contrasts, deformations, bias fields and noise. The uptake of "
+    "tissues and regions follows two mean FDG PET images in MNI space (Della Rosa et al. 2014, "
+    "MIT; Turku PET Centre's magia, MIT). No acquired PET of an individual was used. The generator "
+    "is a tissue model, not a network."
 )
 INTENDED_USE = (
-    "A demonstration, to try the app with. Not for studies and not for diagnosis: train a "
-    "generator on acquired PET of your own instead."
+    "A demonstration, for trying the app; not for studies or diagnosis. Train a generator on "
+    "acquired PET of your own instead."
 )
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ UNSHOWABLE = "mri2pet"  # name under which :func:`_in_other_words` is registered
 OTHER_WORDS = str.maketrans("—–−×³²·“”’", '---x32*""\'') | str.maketrans(
     {"…": "...", "±": "+-", "→": "->"}
 )
-UNRECOGNIZED = re.compile("unrecognized arguments: (.*)")  # argparse's message
+UNRECOGNIZED = re.compile("unrecognized arguments: (.*)")  # argparse's messages
+WRONG_CHOICE = re.compile(r".*invalid choice: '(.*)' \(choose from (.*)\)")
 CLOSE = 0.7  # similarity, of 1, from which an option is suggested; our choice
 REQUIRED = "the following arguments are required"
 STREAMS = ("stdin", "stdout", "stderr")
@@ -59,10 +60,9 @@ class Parser(argparse.ArgumentParser):
         self.common, self.source = common, ""
         self._given = list[str]()
         if common:
-            self.add_argument("-h", "--help", action=_Help, help="the options used most, and exit")
-            self.add_argument(
-                "--help-all", "--help_all", action=_HelpAll, help="all options, and exit"
-            )
+            texts = "show the most common options and exit", "show all options and exit"
+            self.add_argument("-h", "--help", action=_Help, help=texts[0])
+            self.add_argument("--help-all", "--help_all", action=_HelpAll, help=texts[1])
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse's types are overloads
         """Parse as argparse does, and keep the arguments for error messages."""
@@ -70,23 +70,36 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        for flag in self._option_string_actions:
+            if "_" in flag:  # the second spelling of a flag
+                message = message.replace(f"/{flag}", "")
         source = f"{self.source}: " if self.source else ""
         sentences = [f"{source}{message}", *self._hints(message)]
         raise UsageError(f"{'; '.join(sentences)}; see {self.prog} --help")
 
     def _hints(self, message: str) -> Iterator[str]:
         """Suggest what may have been meant."""
-        unknown = UNRECOGNIZED.match(message)
+        unknown, choice = UNRECOGNIZED.match(message), WRONG_CHOICE.match(message)
         known = [flag for flag in self._option_string_actions if re.fullmatch("--[a-z-]+", flag)]
-        for word in unknown[1].split() if unknown else ():
-            near = difflib.get_close_matches(
-                word.partition("=")[0].replace("_", "-"), known, n=1, cutoff=CLOSE
-            )
-            yield from (f"did you mean {flag}?" for flag in near)
-        names = [action.dest for action in self._actions if not action.option_strings]
+        words = unknown[1].split() if unknown else []
+        words = [word.partition("=")[0].replace("_", "-") for word in words]
+        if choice:
+            words, known = [choice[1]], re.findall(r"[\w-]+", choice[2])
+        for word in words:
+            near = difflib.get_close_matches(word, known, n=1, cutoff=CLOSE)
+            yield from (f"did you mean {name}?" for name in near)
+        if message.startswith(REQUIRED):
+            yield from self._order_hint(message)
+
+    def _order_hint(self, message: str) -> Iterator[str]:
+        """Say that paths come first, if one is missing and an option may have taken it."""
+        paths = [action for action in self._actions if not action.option_strings]
+        names = [str(path.metavar or path.dest) for path in paths]
+        options = self._option_string_actions
+        greedy = any(options[word].nargs == "+" for word in self._given if word in options)
         words = [word for word in self._given if not word.startswith("-")]
-        if message.startswith(REQUIRED) and len(words) >= len(names):
-            first = " ".join(name.upper() for name in names)
+        if greedy and len(words) >= len(paths) and any(name in message for name in names):
+            first = " ".join(re.sub("{.*}", "level", name) for name in names).upper()
             yield f"give {first} first, because an option that takes several values has taken them"
 
     def format_common_help(self) -> str:

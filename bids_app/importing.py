@@ -30,7 +30,13 @@ from bids_app.arguments import (
     refuse_lost_folder,
     run_program,
 )
-from bids_app.errors import CannotCreateError, ReadWriteError, UnusableDataError, UsageError
+from bids_app.errors import (
+    CannotCreateError,
+    MissingInputError,
+    ReadWriteError,
+    UnusableDataError,
+    UsageError,
+)
 from bids_app.files import file_sha256, size_of
 from bids_app.imaging.volume import grid_of_box
 from bids_app.lifeline import exit_with
@@ -77,7 +83,10 @@ def read_state(path: Path) -> State:
     """
     from bids_app.synthesis.scoring import read_tensors
 
-    size_of(path)
+    try:
+        size_of(path)
+    except MissingInputError as error:
+        raise MissingInputError(f"{path}: no such file; check its path") from error
     try:
         with warnings.catch_warnings(action="ignore"):  # torch warns of files that it rejects
             return read_tensors(path)

@@ -104,7 +104,7 @@ def register_to_mni(
     """
     given = [t1w] if pet is None else [t1w, pet]
     images = [str(Path(path).absolute()) for path in given]
-    root, label = Path(folder).absolute(), label_of(Path(t1w))
+    root = Path(folder).absolute()
     options = ["--stage", "preprocess", "--resolution", str(resolution)]
     options += ["--sloppy"] if quick else []
     words = ["quick", *images, str(root), *options]
@@ -114,6 +114,7 @@ def register_to_mni(
     if done.returncode:
         messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         raise Mri2petError(messages[-1].removeprefix("error: ") if messages else done.stderr)
+    label = label_of(Path(t1w))
     settings = parse([str(root / RAW), str(root), "participant", *options])
     scan, *pets = (Scan(Path(image), label, None, ()) for image in images)
     visit = Visit(label, None, scan, tuple(pets))

@@ -271,7 +271,8 @@ def _run(argv: Sequence[str]) -> int:
         parser.parse_args(["--help"])
     paths = [Path(word).absolute() for word in argv[:first]]
     if not FEWEST_PATHS <= len(paths) <= MOST_PATHS:
-        parser.error(f"{len(paths)} paths; give T1W OUT or T1W PET OUT, and options after them")
+        given = f"{len(paths)} path{'s' * (len(paths) != 1)}"
+        parser.error(f"{given} given; use T1W OUT or T1W PET OUT, and options after them")
     refuse_lost_folder()
     t1w, *pets, out = paths
     for path in (t1w, *pets):

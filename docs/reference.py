@@ -197,7 +197,7 @@ def sentences() -> dict[str, set[str]]:
             if name in names and call.args:
                 told = spell(call.args[0], outer | strings_in(ast.walk(scope)))
                 if len(re.sub(r"[^A-Za-z]", "", told)) >= FEWEST_LETTERS:
-                    found[name].add(re.sub(r"…([:,]? …)+", "…", told))
+                    found[name].add(re.sub(r"…([:,]? ?…)+", "…", told))
     return found
 
 

@@ -627,20 +627,21 @@ def test_the_first_cluster_of_each_patient_is_told(run):
     run.add("p4", [])
     run.add("p5", [9], session="b")
     run.add("p1", [9], detector="zscore", training_set="hybrid")
-    place = "left, (-30, 12, 8) mm, 1.5 cm³"
+    place = "left, no named region, (-30, 12, 8) mm, 1.5 cm³"
     assert top_clusters(run.seen) == {
-        "real ocsvm": [
+        "OC-SVM, real": [
             f"sub-p1: {place}, 0.7 cm³ of it in lesions",
             f"sub-p2: {place}, not in a lesion",
             f"sub-p3: {place}",
             "sub-p4: no cluster",
             f"sub-p5 ses-b: {place}",
         ],
-        "hybrid zscore": [f"sub-p1: {place}"],
+        "z score, hybrid": [f"sub-p1: {place}"],
     }
 
 
 def test_a_first_cluster_in_the_midplane_is_told_without_a_sign(run):
     seen = run.add("p1", [9])
-    seen = replace(seen, clusters=(cluster(1, 9, x=-0.4, side="midline"),))
-    assert top_clusters([seen])["real ocsvm"] == ["sub-p1: midline, (0, 12, 8) mm, 1.5 cm³"]
+    seen = replace(seen, clusters=(cluster(1, 9, x=-0.4, side="midline", region="pons"),))
+    (line,) = top_clusters([seen])["OC-SVM, real"]
+    assert line == "sub-p1: pons, midline, (0, 12, 8) mm, 1.5 cm³"

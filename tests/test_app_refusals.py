@@ -214,6 +214,17 @@ def test_a_mistyped_output_folder_is_not_made(study, capsys, level, option):
     assert contents(study) == before
 
 
+@pytest.mark.parametrize(
+    ("options", "described"), [((), True), (("--tracer-label", "AV45"), False)], ids=["all", "none"]
+)
+def test_the_methods_describe_pet_only_if_one_is_selected(study, capsys, options, described):
+    command = [str(study / "raw"), str(study / "new"), "participant", *SLOPPY, *options]
+    assert main([*command, "--boilerplate-only"]) == 0
+    said = capsys.readouterr().out
+    assert ("The FDG PET was registered" in said) == described
+    assert ("Synthetic and real PET were compared" in said) == described
+
+
 def test_a_dry_run_that_nothing_stops_writes_nothing(study, capsys):
     before = contents(study)
     index = ("--bids-database-dir", str(study / "index"), "--skip-bids-validation")

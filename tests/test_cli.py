@@ -303,6 +303,10 @@ def test_a_wrong_command_line_is_64(argv, capsys):
             "taken them; see",
         ),
         (["bids", "--sloppy"], "arguments are required: output_dir"),
+        ([*WHERE, "--detectors", "zscor"], "'ocsvm', 'zscore', 'pseudonormal'"),
+        ([*WHERE, "--detectors", "zscor"], "; did you mean zscore?; see"),
+        ([*WHERE, "--models", "forest"], "'tissue'); see"),
+        ([*WHERE, "--n_cpus", "0"], "argument --nprocs/--nthreads/--n-cpus: 0 is not"),
     ],
 )
 def test_a_wrong_command_line_is_answered_in_one_line_with_what_was_meant(argv, told, capsys):

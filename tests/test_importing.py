@@ -277,9 +277,11 @@ def test_files_and_folders_that_are_not_as_they_should_be(tmp_path, capsys):
     used.mkdir()
     (used / "file").touch()
     assert main([str(path), str(new)]) == 64
-    assert "--trained-on" in capsys.readouterr().err
+    assert "required: --trained-on; see" in capsys.readouterr().err
+    assert main(["--participant-label", "1", str(path), str(new), "--trained-on", "x"]) == 64
+    assert "; give FILE FOLDER first, because an option" in capsys.readouterr().err
     for file, folder, code, words in (
-        (nothing, new, 66, "nothing.pth: no such file"),
+        (nothing, new, 66, "nothing.pth: no such file; check its path"),
         (tmp_path, new, 65, "is a folder, not a file"),
         (path, used, 73, "used: not an empty folder"),
         (path, path, 73, "latest_net_G.pth: not an empty folder"),

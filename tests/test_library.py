@@ -183,6 +183,16 @@ def test_a_simulated_cohort_is_written(tmp_path):
         mri2pet.simulate(tmp_path / "bids", paired=-1)
 
 
+def test_what_cannot_be_registered_is_refused_in_the_words_of_the_command_line(tmp_path):
+    (tmp_path / "scan.mgz").touch()
+    for name, told in (
+        ("none.nii", r"none\.nii: no such file; check its path"),
+        ("scan.mgz", r"scan\.mgz: neither \.nii nor \.nii\.gz"),
+    ):
+        with pytest.raises(Mri2petError, match=told):
+            mri2pet.register_to_mni(tmp_path / name, tmp_path / "out")
+
+
 @pytest.mark.slow
 @pytest.mark.itk
 def test_a_t1w_is_registered_and_its_pet_predicted(tmp_path):
@@ -194,8 +204,6 @@ def test_a_t1w_is_registered_and_its_pet_predicted(tmp_path):
     for path in (found.brain_mask, found.t1w_to_mni, found.mni_to_t1w, found.report):
         assert path.is_file()
     assert mri2pet.predict_pet(found.t1w).shape == (40, 48, 34)
-    with pytest.raises(Mri2petError, match=r"none\.nii: no such file"):
-        mri2pet.register_to_mni(tmp_path / "none.nii", tmp_path / "out")
 
 
 @pytest.fixture

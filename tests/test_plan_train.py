@@ -349,7 +349,7 @@ def test_the_card_tells_of_all_controls():
     np.testing.assert_array_equal(card.affine, GRID.affine)
     assert card.spec == SPEC
     assert made.spec == spec_to_dict(SPEC)
-    assert "7 controls of ellipsoids" in card.trained_on
+    assert "7 controls (ellipsoids)" in card.trained_on
     assert "research" in card.intended_use
     assert made.folder == Path("/out/generators") / NAME
     json.dumps(made.card, allow_nan=False)

@@ -69,9 +69,9 @@ def test_people_of_earlier_calls_stay_and_a_pet_that_is_not_given_again_goes(fil
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["a.nii"], 64, "1 paths; give T1W OUT or T1W PET OUT, and options after them"),
-        (["a.nii", "b.nii", "c", "d"], 64, "4 paths"),
-        (["--sloppy", "a.nii", "out"], 64, "0 paths"),
+        (["a.nii"], 64, "1 path given; use T1W OUT or T1W PET OUT, and options after"),
+        (["a.nii", "b.nii", "c", "d"], 64, "4 paths given"),
+        (["--sloppy", "a.nii", "out"], 64, "0 paths given"),
         (["{mine}/none.nii.gz", "{mine}/out"], 66, "none.nii.gz: no such file"),
         (["{mine}/scan.dcm", "{mine}/out"], 65, "convert DICOM images first"),
         (["{mine}", "{mine}/out"], 65, "is a folder; give the image in it"),

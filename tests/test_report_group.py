@@ -713,6 +713,19 @@ def test_colours_tell_training_sets_and_dashes_tell_detectors(made):
     assert len(chart.figure.axes) == len(UNITS)
 
 
+def test_colours_tell_detectors_if_there_is_one_training_set(made):
+    detected = find_detected(made.out)
+    chart = draw_detection(
+        replace(detected, curve=[p for p in detected.curve if p.training_set == "real"])
+    )
+    first, second = chart.keys
+    assert first.colour != second.colour
+    assert first.dash != second.dash
+    assert [line.get_color() for line in chart.figure.axes[0].lines] == [
+        key.colour for key in chart.keys
+    ]
+
+
 def test_every_point_of_the_curve_is_drawn_where_it_is(made):
     detected = find_detected(made.out)
     chart = draw_detection(detected)
@@ -1063,7 +1076,7 @@ def test_each_detector_has_its_table_and_its_pictures(made):
     assert first[3:5] == ["Frontal lobe, left", format_volume(found[0]["volume"])]
     assert float(first[7]) == pytest.approx(found[0]["sum_score"], rel=0.01)
     assert first[8:] == ["0", format_volume(found[0]["overlap"])]
-    assert second[3] in ("left", "right")  # its region is unknown
+    assert second[3] in ("left, no named region", "right, no named region")
     assert page.count("x, y and z are those of the column “x, y, z on the T1w”") == 1
     assert "and on the participant's own T1w; they are in mm" in page
     assert re.findall(r'<div class="viewer" id="(.*?)"', page) == ["viewer-sub-P1_trc-18FFDG"]
@@ -1104,7 +1117,7 @@ def test_columns_that_nobody_fills_are_left_out(tmp_path):
     for path in cohort.out.glob("sub-P1/pet/*_clusters.tsv"):
         path.write_text(path.read_text().replace("Frontal lobe", "n/a"))
     heads, first, *_ = tables_in(section(cohort.write_subject("P1"), "anomalies"))[1]
-    assert first[heads.index("Place")] in ("left", "right")
+    assert first[heads.index("Place")].endswith("t, no named region")
     assert "On a lesion (cm³)" not in heads
 
 
@@ -1285,6 +1298,20 @@ def test_lesions_are_shown_in_either_space(cohort):
     viewer, _ = view_pet(cohort.out, anomalies)
     assert not viewer.native
     assert viewer.layers[-1]["kind"] == "lesions"
+
+
+def test_a_ragged_lesion_has_one_edge(score_map, tmp_path):
+    shape = score_map.t1w.data.shape
+    middle = np.asarray(shape).reshape(3, 1, 1, 1) // 2
+    whole = np.abs(np.indices(shape) - middle).max(axis=0) <= 3
+    ragged = whole & ~(np.indices(shape) == middle).all(axis=0)
+    edges = []
+    for mask in (whole, ragged):
+        lesions = nifti.Image(mask.astype(np.float32), score_map.t1w.affine)
+        viewer = make_viewer({"z score": score_map}, {}, lesions, native=True)
+        edges.append(image_of(viewer.layers[-1], tmp_path).get_fdata())
+    assert edges[0].any()
+    np.testing.assert_array_equal(*edges)
 
 
 def test_synthetic_pet_is_a_layer_where_there_is_one(cohort):

@@ -232,6 +232,25 @@ def test_in_a_browser_the_table_sorts_filters_and_keeps_ratings(tmp_path):
         browser.close()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (CHROMIUM and BASH), reason="Chromium, or bash that starts it, is not there"
+)
+def test_in_a_browser_neither_headings_nor_names_scroll_away(tmp_path):
+    write_rows(tmp_path, 9, dice=0.2)
+    browser = Browser(tmp_path / "profile")
+    size = {"height": 300, "deviceScaleFactor": 1, "mobile": False}
+    try:
+        browser.open(tmp_path / "participants.html")
+        for width, cell, side in ((1400, "thead th", "top"), (700, "tbody th", "left")):
+            browser.ask("Emulation.setDeviceMetricsOverride", browser.page, width=width, **size)
+            browser.run("scrollTo(0, 250); document.querySelector('.wide').scrollLeft = 200")
+            box = f"document.querySelector('{cell}').getBoundingClientRect()"
+            assert browser.run(f"{box}.{side}") >= 0
+    finally:
+        browser.close()
+
+
 def test_what_a_report_leaves_is_plain(made):
     told = read_json(made.out / "logs/sub-P1_overview.json")
     (row,) = told["rows"]

@@ -658,8 +658,8 @@ def test_uptake_by_region_is_shown_against_controls(tree):
     write_run(tree.out, ScoredRun("x", maps))
     page = " ".join(text_of(tree.write()).replace("−", "-").split())
     expected = (1.4 - 1.1) / (0.1 * np.sqrt(4 / 3))
-    assert f"left insula 1.40 1.10 -12.5 {expected:.1f} 1.00 1.10 -12.5" in page
-    assert "t compares the ratio to the brain mean with 3 controls" in page
+    assert f"left insula 1.40 {expected:.1f} 1.10 -12.5 1.00 1.10 -12.5" in page
+    assert "t compares the ratio to the brain mean with that of 3 controls" in page
     path = tree.out / "sub-01/pet/sub-01_trc-18FFDG_desc-regions_pet.tsv"
     rows = [row for row in read_tsv(path) if row["pet"] == "synthetic"]
     write_tsv(path, list(rows[0]), rows)

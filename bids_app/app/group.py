@@ -77,6 +77,7 @@ from bids_app.plan.group import (
 )
 from bids_app.plan.problems import Problem, error_of, problem_of
 from bids_app.plan.study import Study, grid_of, plan_study, resolve_grid
+from bids_app.report.anomalies import describe_place, title_of
 from bids_app.report.group import write_group_report
 from bids_app.report.page import RunSummary
 from bids_app.settings import Settings
@@ -359,14 +360,14 @@ def _write_curves(
 
 
 def top_clusters(images: Iterable[ImageClusters]) -> Mapping[str, list[str]]:
-    """Describe the first cluster of each patient in a line, by training set and detector."""
+    """Describe the first cluster of each patient in a line, by detector and training set."""
     lines: dict[str, list[str]] = {}
     for image in images:
         if not image.scored_image.control:
             session = image.scored_image.image.session
             visit = image.scored_image.label + (f" ses-{session}" if session else "")
             line = f"{visit}: {_describe_first(image)}"
-            lines.setdefault(" ".join(image.row), []).append(line)
+            lines.setdefault(title_of(*image.row), []).append(line)
     return lines
 
 
@@ -374,7 +375,7 @@ def _describe_first(patient: ImageClusters) -> str:
     if not patient.clusters:
         return "no cluster"
     first = patient.clusters[0]
-    place = f"{first.side}, ({first.x:z.0f}, {first.y:z.0f}, {first.z:z.0f}) mm"
+    place = f"{describe_place(first)}, ({first.x:z.0f}, {first.y:z.0f}, {first.z:z.0f}) mm"
     size = f"{first.volume / 1000:.1f} cm³"
     if first.overlap is None:
         return f"{place}, {size}"
@@ -730,7 +731,7 @@ def _close(
     """Print the first cluster of each patient and the last line, and return the exit code."""
     selective = settings.expected_false is not None
     for name, lines in top_clusters(images).items():
-        console.say(f"first cluster, {name}{', kept or not' if selective else ''}")
+        console.say(f"strongest cluster, {name}{', kept or not' if selective else ''}")
         for line in lines:
             console.say(f"  {line}")
     mapped = {image.subject for image in images if not image.scored_image.control}

@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import suppress
+from dataclasses import replace
 
 from bids_app.app.group import group
 from bids_app.app.participant import participant
@@ -12,6 +13,7 @@ from bids_app.derivatives import description as provenance
 from bids_app.derivatives.paths import resolution_label
 from bids_app.errors import Mri2petError
 from bids_app.imaging.intensity import TIMES_MEAN
+from bids_app.plan.participant import read_selection
 from bids_app.report.group import write_group_methods
 from bids_app.report.methods import write_citation, write_methods
 from bids_app.report.train import write_training_methods
@@ -29,7 +31,8 @@ LOUDNESS = {0: logging.CRITICAL, 1: logging.WARNING}
 def _write_plan(settings: Settings, run_record: provenance.RunRecord) -> str:
     """Return the methods paragraph of what the participant level would do with these settings."""
     generator = prepare_generator(settings)
-    has_pet = any(settings.bids_dir.glob("sub-*/**/pet/*_pet.nii*"))
+    selection = read_selection(replace(settings, dry_run=True))  # which creates no index
+    has_pet = any(visit.pets for visit in selection.visits)
     values = {
         "template": settings.template,
         "size": resolution_label(settings.grid_resolution).replace("p", "."),

@@ -288,8 +288,8 @@ def uncertainty(synthetic: Sidecar, space: Space, sha256: str) -> Sidecar:
     about = (
         f"Standard deviation of the error of the SYNTHETIC FDG PET in {space.template}, in its "
         "unit, predicted from the errors that the generator made on controls that it had not been "
-        "trained on. It holds for similar people and scans; the effect of a lesion or disease on "
-        "PET is not included"
+        "trained on. It is valid for similar people and scans, and does not include the effect of "
+        "a lesion or disease on the PET"
     )
     return {**synthetic, "Description": about, "ErrorModelSHA256": sha256}
 

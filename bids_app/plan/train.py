@@ -253,7 +253,7 @@ def _card(
         shape=study.grid.shape,
         affine=tuple(tuple(row) for row in rows),
         sha256="",
-        trained_on=f"T1w and FDG PET of {len(everyone)} controls of {study.dataset}{begun}",
+        trained_on=f"T1w and FDG PET of {len(everyone)} controls ({study.dataset}){begun}",
         intended_use=INTENDED_USE,
         participants=tuple(everyone),
         dataset=study.dataset,

@@ -114,7 +114,7 @@ def write_place(*place: float) -> str:
 
 
 def describe_place(cluster: Cluster) -> str:
-    """Describe the place of a cluster: its region if known, and its side.
+    """Describe the place of a cluster: its region, if it has one in the atlas, and its side.
 
     The side is that of the centre, and the region the one that holds most of the cluster.
 
@@ -128,10 +128,12 @@ def describe_place(cluster: Cluster) -> str:
     'pons, midline'
     >>> describe_place(Cluster(**numbers, side="right", region="left occipital"))
     'left occipital, across the midline'
+    >>> describe_place(Cluster(**numbers, side="right"))
+    'right, no named region'
     """
     region = cluster.region
     if not region:
-        return cluster.side
+        return f"{cluster.side}, no named region"
     sides = [side for side in ("left", "right") if side in region.lower()]
     if cluster.side in sides:
         return region

@@ -556,8 +556,7 @@ def name_of(calibration: Calibration) -> str:
 
 def colour_of_set(training_set: str, sets: Sequence[str]) -> str:
     """Return the colour of a training set, from the palette of Okabe and Ito."""
-    colours = (PALETTE[0], PALETTE[5], PALETTE[2], *PALETTE)
-    return colours[in_order([*TRAINING_SETS, *sets]).index(training_set) % len(colours)]
+    return CONTRASTS[in_order([*TRAINING_SETS, *sets]).index(training_set) % len(CONTRASTS)]
 
 
 def _calibration(detected: Detected, detector: DetectorKey) -> Calibration:
@@ -610,6 +609,7 @@ def tally_of(calibration: Calibration) -> str:
     return f"{len(calibration.beyond)} of {len(calibration.patients)}{visits}"
 
 
+CONTRASTS: Final = (PALETTE[0], PALETTE[5], PALETTE[2], *PALETTE)  # the first three differ most
 PANEL: Final = 332.0  # px; height of a chart of sensitivities
 ASIDE: Final = 0.05  # clusters; sideways shift that keeps coinciding lines apart
 MOST_FALSE: Final = 10.0  # false clusters per control up to which a curve is drawn (our choice)
@@ -690,14 +690,18 @@ def follow(responses: Sequence[FreePoint], end: float) -> list[tuple[float, floa
 
 
 def _keys_of(lines: Sequence[CurvePoint] | Sequence[FreePoint]) -> dict[DetectorKey, Key]:
-    """Assign a line to each detector: colour by training set, dashes by detector."""
+    """Assign a line to each detector: dashes by detector, colour by training set.
+
+    If there is one training set, colours also differ by detector.
+    """
     detectors = in_rank(map(key_of, lines))
     sets = list(dict.fromkeys(training_set for training_set, _ in detectors))
+    colours = [colour_of_set(training_set, sets) for training_set, _ in detectors]
+    if len(sets) == 1:
+        colours = [CONTRASTS[index % len(CONTRASTS)] for index in range(len(detectors))]
     return {
-        detector: Key(
-            title_of(*detector), colour_of_set(detector[0], sets), detector_of(detector[1]).dash
-        )
-        for detector in detectors
+        detector: Key(title_of(*detector), colour, detector_of(detector[1]).dash)
+        for detector, colour in zip(detectors, colours, strict=True)
     }
 
 

@@ -71,10 +71,10 @@ def draw_gallery(
     visit = name_visit(score.participant, score.session)
     title = f"{visit}, left out in fold {score.fold if score.fold else ''}"
     caption = (
-        f"Of all controls, {visit} has the median SSIM in the brain by "
-        f"{full_name_of(score.model)}, the best model there. Each SYNTHETIC PET was "
-        "predicted by a generator that was not trained on this participant. Blue: the real PET is "
-        "brighter than the synthetic one; red: it is less bright."
+        f"Of all controls, {visit} has the median SSIM inside the brain with the model that is "
+        f"best there ({full_name_of(score.model)}). Each SYNTHETIC PET was predicted by a "
+        "generator that was not trained on this participant. Blue: the real PET is brighter than "
+        "the synthetic one; red: it is less bright."
     )
     panel = Panel(title, caption)
     try:

@@ -462,8 +462,8 @@ def _uncertainty_panels(cache: ImageCache, visit: Results) -> tuple[Panel, ...]:
         f"Uncertainty of the SYNTHETIC PET ({visit.name})",
         "Bright: the real PET may differ more from the synthetic one there, as it did in controls "
         "that the generator had not been trained on. "
-        f"{describe_uncertainty(visit.uncertainty)} It holds for similar people and scans; the "
-        "effect of a lesion or disease on PET is not included.",
+        f"{describe_uncertainty(visit.uncertainty)} This is valid for similar people and scans, "
+        "and does not include the effect of a lesion or disease on the PET.",
     )
     return (_attempt(panel, lambda: _deviation_mosaics(cache, visit)),)
 

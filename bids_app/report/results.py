@@ -251,7 +251,7 @@ KINDS: Final = ("real", "synthetic")
 def region_rows(
     rows: Sequence[RegionalUptake], usual: Mapping[str, Sequence[float]]
 ) -> list[tuple[str, ...]]:
-    """Return rows of regional uptake: name; real PET, its t against controls; synthetic PET.
+    """Return rows of regional uptake: name; real PET, with t against controls; synthetic PET.
 
     Parameters
     ----------
@@ -267,12 +267,12 @@ def region_rows(
         for kind in KINDS:
             row = by_region.get((kind, region))
             values = [None if row is None else getattr(row, name) for name in REGION_COLUMNS]
-            cells += [
+            shown = [
                 show(value, 1 if n == len(values) - 1 else 2) for n, value in enumerate(values)
             ]
-            if kind == "real":
-                ratio = None if row is None else row.ratio_brain
-                cells.append(show(single_case_t(ratio, usual.get(region, ())), 1))
+            if kind == "real":  # t is that of the first ratio, and stands beside it
+                shown.insert(1, show(single_case_t(values[0], usual.get(region, ())), 1))
+            cells += shown
         lines.append((region, *cells))
     return lines
 

@@ -265,9 +265,15 @@ def _map(detector: str, score_map: ScoreMap, grid: Grid, *, shown: bool) -> Laye
 
 
 def _line(label: str, kind: str, labels: Image, grid: Grid, colour: str) -> Layer:
-    """Create a layer of the outermost voxels of labels."""
+    """Create a layer of the outermost voxels of labels.
+
+    Gaps of one or two voxels in lesions are closed first: otherwise the edge of a ragged mask would
+    fill it, and hide the map.
+    """
     volume = resample(labels, grid, order=0).round().clip(0, 255).astype(np.uint8)
     structure = ndimage.generate_binary_structure(3, 1)
+    if kind == "lesions":
+        volume |= ndimage.binary_closing(np.pad(volume, 1), structure)[1:-1, 1:-1, 1:-1]
     lowest = ndimage.minimum_filter(volume, footprint=structure)
     highest = ndimage.maximum_filter(volume, footprint=structure)
     edge = np.where((lowest != volume) | (highest != volume), volume, 0)
