@@ -93,6 +93,14 @@ def test_what_a_real_pet_does_not_cover_has_no_difference(rng):
     assert np.abs(difference).max() < 1e-3
 
 
+def test_where_nothing_was_predicted_there_is_no_difference(rng):
+    real = rng.uniform(0.5, 1, (6, 6, 6)).astype(np.float32)
+    synthetic = np.where(np.arange(6) > 1, real / 3, 0)  # the grid ends above two planes
+    _, difference, factor = pseudo_normal(real, synthetic, np.ones(real.shape, bool))
+    assert factor == pytest.approx(3)
+    assert np.abs(difference).max() < 1e-3
+
+
 @pytest.mark.parametrize("which", ["real", "synthetic", "brain"])
 def test_a_pet_without_uptake_has_no_pseudo_normal(which):
     images = {"real": np.ones((3, 3, 3)), "synthetic": np.ones((3, 3, 3))}

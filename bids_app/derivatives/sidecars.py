@@ -212,7 +212,8 @@ def subtracted_pet(
         {
             **fields,
             "Description": "Real minus scaled SYNTHETIC FDG PET on the grid of the T1w, in percent "
-            "of the latter's mean over the brain; negative where the real PET is less bright",
+            "of the latter's mean over the brain; negative where the real PET is less bright, and "
+            "0 where nothing was predicted, such as below the template's grid",
             "Sources": [origin.own(real), origin.own(scaled), *brain],
             "Units": "%",
         },

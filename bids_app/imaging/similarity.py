@@ -263,7 +263,8 @@ def pseudo_normal(real: Volume, synthetic: Volume, brain: Mask) -> tuple[Volume,
     scaled : ndarray, (I, J, K)
         Synthetic PET in the unit of the real one.
     difference : ndarray, (I, J, K)
-        Real minus scaled, in percent of the scaled PET's mean over the brain; 0 outside.
+        Real minus scaled, in percent of the scaled PET's mean over the brain; 0 outside, and where
+        the synthetic PET is 0 because it was not predicted, such as below the template's grid.
     factor : float
         Ratio of scaled to synthetic intensities.
 
@@ -280,13 +281,14 @@ def pseudo_normal(real: Volume, synthetic: Volume, brain: Mask) -> tuple[Volume,
     >>> difference.tolist(), factor
     ([[[0.0, 0.0, 0.0, -40.0, 0.0]]], 10.0)
     """
-    uptake = brain & (synthetic > 0)
+    predicted = brain & (synthetic > 0)
+    uptake = predicted
     if uptake.any():
-        uptake &= synthetic > LEAST_UPTAKE * np.median(synthetic[uptake])
+        uptake = uptake & (synthetic > LEAST_UPTAKE * np.median(synthetic[uptake]))
     factor = float(np.median(real[uptake] / synthetic[uptake])) if uptake.any() else 0.0
     if not (np.isfinite(factor) and factor > 0):
         raise ValueError("no uptake in the brain")
     scaled = (factor * synthetic).astype(np.float32)
-    mean = float(scaled[brain].mean())
-    difference = np.where(brain, 100 * (real - scaled) / mean, 0).astype(np.float32)
+    mean = float(scaled[predicted].mean())
+    difference = np.where(predicted, 100 * (real - scaled) / mean, 0).astype(np.float32)
     return scaled, difference, factor
