@@ -20,10 +20,10 @@ from bids_app.visit import Visit
 VOXELS = 157 * 189 * 136  # in the 1 mm grid, for which the numbers hold
 BRAIN = 0.44  # share of voxels that detectors score; docs/results/detection.md, "Parts"
 T1W_SECONDS = 46.0  # brain, bias field, registration, whatever the grid
-PET_SECONDS = 10.0  # frames, registration to the T1w
+PET_SECONDS = 13.0  # frames, registration to the T1w
 # Parts of these that another app may have done already, and the assessment of registrations that
 # are taken over instead: docs/hpc.md, "What to request".
-BRAIN_SECONDS, BIAS_SECONDS, TO_TEMPLATE_SECONDS, TO_T1W_SECONDS = 4.0, 17.0, 24.0, 8.0
+BRAIN_SECONDS, BIAS_SECONDS, TO_TEMPLATE_SECONDS, TO_T1W_SECONDS = 4.0, 13.0, 26.0, 11.0
 JUDGE_T1W_SECONDS, JUDGE_PET_SECONDS = 1.0, 2.0
 ON_GRID_SECONDS = 5.0  # per image at 1 mm: resampling, synthesis, regions
 SUBJECT_REPORT_SECONDS = 4.0
@@ -61,7 +61,7 @@ SVM_BYTES, SVM_CONTROL_BYTES = 72.0, 2.2  # per voxel of the brain and fold; and
 MAP_GB = 0.012  # per patient and detector, on the T1w's grid
 START_SECONDS = 6.0  # imports, template, plan
 OVERHEAD_MEMORY = 0.4  # GiB, of the process that waits for the steps
-THREADED = 0.4  # share of a visit's work that several threads can do: brain, bias field; our choice
+THREADED = 0.1  # share of a visit's work that several threads can do: brain, resampling; our choice
 GB = 1e9
 
 
