@@ -402,8 +402,8 @@ def test_images_on_different_scales_are_refused(out, rng):
 @pytest.mark.parametrize(
     ("owners", "refused"),
     [
-        (("01", "02"), "sub-02_.*was made from the same raw file as that of sub-01, so one"),
-        (("01", "p2"), "sub-p2_.* of sub-01, .*; replace .*--exclude-participant-label p2"),
+        (("01", "02"), "sub-02_.*was made from the same raw file as an image of sub-01, so one"),
+        (("01", "p2"), "sub-p2_.* of sub-01, .*; replace .*--exclude-participant-label p2 01"),
         (("p1", "p2"), ""),  # on neither is anything trained
         (("01", "01"), ""),
     ],
