@@ -16,6 +16,7 @@ from bids_app.derivatives.description import DESCRIPTIONS, TEXTS
 from bids_app.derivatives.detections import anomaly_paths, describe
 from bids_app.derivatives.paths import SUBTRACTED, PetPaths, VisitPaths, visit_paths
 from bids_app.derivatives.sidecars import Space, read_dictionary
+from bids_app.imaging.verdict import PET_CRITERIA, T1W_CRITERIA
 from bids_app.lifeline import CODE_OF_SIGNAL, STOPPING
 from bids_app.settings import LEVELS, USED_BY, Settings
 from bids_app.visit import Scan, Visit
@@ -23,6 +24,7 @@ from bids_app.visit import Scan, Visit
 DOCS = Path(__file__).parent
 CODE = DOCS.parent / "bids_app"
 MADE = "<!-- Written by docs/reference.py from the code: change that, and run it again. -->\n\n"
+UNKNOWN = {"…": "any other message that ends with this advice"}
 FEWEST_LETTERS = 8  # in a sentence; shorter ones only pass on the sentence of another error
 
 
@@ -255,7 +257,7 @@ def messages(found: Iterable[str]) -> str:
         "the message",
         "what to do",
         rows=[
-            ("<br>".join(plain(wrong) for _, wrong in group), plain(remedy))
+            ("<br>".join(UNKNOWN.get(wrong, plain(wrong)) for _, wrong in group), plain(remedy))
             for remedy, group in groupby(pairs, lambda pair: pair[0])
         ],
     )
@@ -377,6 +379,41 @@ def columns_of(told: str | tuple[str, ...]) -> list[tuple[str, str, str]]:
     return rows
 
 
+FIELDS = {
+    "Registration": "T1w and real PET: how the image was registered, or whose registration was "
+    "taken; similarity before and after; `Verdict`, its `VerdictReasons`, and the measures below",
+    "BrainCoverage": "real PET: share of the brain that it covers, 0 to 1; `BrainNotCovered` "
+    "says which part is missing, if one is",
+    "FramesUsed": "real PET: the frames that were averaged, from 0; `FrameDurationsUsed` has their "
+    "durations in s",
+    "WindowAfterInjection": "real PET: when the first of these frames begins and the last ends, in "
+    "s after injection; absent if the raw sidecar lacks `FrameTimesStart`, `FrameDuration` or "
+    "`InjectionStart`",
+    "ReadingNotes": "what was unusual in the file that was read, and how it was dealt with",
+    "SourceSHA256": "T1w and real PET in the space of the template: SHA-256 of the raw file, by "
+    "which copies of somebody else's image are recognised",
+    "Sloppy": "true for results of `--sloppy`, which are for testing only; otherwise absent",
+    "TakenFrom": "the app whose result was used instead of computing it (`-d`)",
+}
+
+
+def measures() -> str:
+    """Return the table of what the verdicts on registrations rest on."""
+    return table(
+        "measure",
+        "of",
+        "`doubt` below",
+        "`fail` below",
+        "the reason given",
+        rows=[
+            (code(one.measure), kind, f"{one.doubt:g}", f"{one.fail:g}", plain(said))
+            for kind, criteria in (("T1w", T1W_CRITERIA), ("PET", PET_CRITERIA))
+            for one in criteria
+            for said in [re.sub(r"{.*?}", "…", one.sentence)]
+        ],
+    )
+
+
 def outputs() -> str:
     """Return the text of docs/outputs.md."""
     about = (TEXTS / "README.md").read_text(encoding="utf-8")
@@ -405,6 +442,10 @@ def outputs() -> str:
             "what it is",
             rows=[(code(f"desc-{name}"), plain(told)) for name, told in DESCRIPTIONS.items()],
         )
+        + "\n## Fields of sidecars\n\nBesides those of BIDS, sidecars have these fields.\n"
+        + table("field", "what it says", rows=[(code(name), told) for name, told in FIELDS.items()])
+        + "\nA registration is in doubt, or has failed, if one of its measures is below a bound.\n"
+        + measures()
         + "\n## Columns of tables\n\nEach table (`.tsv`) has its data dictionary beside it "
         "(`.json`), with the same words.\n"
     )

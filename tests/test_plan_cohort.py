@@ -402,10 +402,9 @@ def test_images_on_different_scales_are_refused(out, rng):
 @pytest.mark.parametrize(
     ("owners", "refused"),
     [
-        (("01", "02"), "sub-02_.*was made from the same raw file as that of sub-01, so one"),
-        (("01", "p2"), "sub-p2_.* of sub-01, .*; replace .*--exclude-participant-label p2"),
+        (("01", "02"), "sub-02_.*was made from the same raw file as an image of sub-01, so one"),
+        (("01", "p2"), "sub-p2_.* of sub-01, .*; replace .*--exclude-participant-label p2 01"),
         (("p1", "p2"), ""),  # on neither is anything trained
-        (("01", "01"), ""),
     ],
 )
 @pytest.mark.parametrize("image", ["T1w", "pet"])
@@ -419,6 +418,20 @@ def test_a_raw_image_that_a_control_shares_is_refused(out, owners, refused, imag
     if owners == ("01", "02"):
         with pytest.raises(UnusableDataError, match=refused):
             choose_controls(Settings(Path("/raw"), out, "train", sloppy=True), version("mri2pet"))
+
+
+def test_sessions_of_one_person_may_have_the_same_raw_t1w(out, rng):
+    tell(out, {**GROUPS, "04": "control", "p3": "patient"})
+    for label, session in (("04", "a"), ("04", "b"), ("p3", "a"), ("p3", "b")):
+        write_control(out, label, rng, session=session)
+        (t1w,) = out.glob(f"sub-{label}/ses-{session}/anat/*_space-*_desc-preproc_T1w.json")
+        edit(t1w, SourceSHA256=label)
+    people = choose(out)
+    assert "04" in labels(people.controls)
+    assert labels(people.patients)[-2:] == ["p3", "p3"]
+    edit(t1w, SourceSHA256="04")
+    with pytest.raises(UnusableDataError, match=r"sub-p3_ses-b_.* of sub-04, so"):
+        choose(out)
 
 
 def test_what_the_card_of_a_generator_says_comes_with_its_synthetic_pet(out, rng):

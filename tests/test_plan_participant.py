@@ -127,6 +127,11 @@ def test_a_raw_image_of_two_people_is_told_of(visit, run, monkeypatch):
     assert describe_copies(visits["03"], run) == []  # one T1w may stand in several sessions
     (note,) = describe_copies(again, run)  # but may not be a PET
     assert "is the same file as sub-03_T1w.nii.gz" in note
+    derived = raw / "derivatives" / "app" / "sub-03_T1w.nii.gz"  # may be a copy
+    derived.parent.mkdir(parents=True)
+    derived.write_bytes(b"its own")
+    assert run.digests.of(derived) == run.digests.of(visits["03"].t1w.path)
+    assert describe_copies(visits["03"], run) == []
     outputs = _preprocessing_outputs(plan_visit(visits["01"], run), run)
     digests = {sidecar.get("SourceSHA256") for _, sidecar in outputs.values()}
     assert digests == {None, *(sha256(content).hexdigest() for content in contents["01"])}

@@ -151,8 +151,8 @@ def refuse_better(plans: Sequence[VisitPlan]) -> None:
     better = [label for label, metadata in own.items() if metadata and not metadata.get(SLOPPY)]
     if better:
         raise UsageError(
-            f"--sloppy: would replace results of {name_some(better)} that were made without it; "
-            "choose another output folder"
+            f"--sloppy: would replace results of {name_some(better)} that were made without it "
+            "(or by 0.1, which did not record it); choose another output folder"
         )
 
 

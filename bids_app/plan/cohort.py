@@ -492,10 +492,11 @@ def _refuse_copies(controls: Sequence[Participant], patients: Sequence[Participa
             other = owners.setdefault(digest, subject.label) if digest else subject.label
             if other != subject.label and other in known:
                 raise UnusableDataError(
-                    f"{image.name}: was made from the same raw file as that of sub-{other}, so one "
-                    "of them shows somebody else than its name says; replace the raw image and run "
-                    "the participant level again, or give --exclude-participant-label "
-                    f"{subject.label}"
+                    f"{image.name}: was made from the same raw file as an image of sub-{other}, so "
+                    "one of them shows somebody else than its name says; replace the wrong raw "
+                    "image and run the participant level again, or leave the wrong one out (both "
+                    "if you cannot tell): --exclude-participant-label "
+                    f"{subject.label} {other}"
                 )
 
 
@@ -585,11 +586,12 @@ def _describe_other_visits(
     visits: Sequence[Preprocessed], chosen: Sequence[Participant]
 ) -> list[str]:
     notes, used = [], {participant.label: participant.visit for participant in chosen}
+    places = {visit: place for place, visit in enumerate(visits)}
     for visit in visits:
         if not visit.pets:
             notes.append(f"{label_of(visit)}: not used, no real PET")
         elif visit != used[visit.subject]:
-            later = visits.index(used[visit.subject]) > visits.index(visit)
+            later = places[used[visit.subject]] > places[visit]
             preferred = (
                 "a later session, which also has a synthetic PET,"
                 if later

@@ -647,9 +647,10 @@ def _preprocessing_outputs(plan: VisitPlan, run: ParticipantPlan) -> dict[Path, 
 
 
 def describe_copies(visit: Visit, run: ParticipantPlan) -> list[str]:
-    """Describe which raw images of a visit are the same file as that of another one.
+    """Describe which raw images of a visit are the same file as another raw image.
 
-    One T1w may stand in several sessions of a participant.
+    One T1w may stand in several sessions of a participant, and the derivative of another app may be
+    a copy of the raw image.
 
     Raises
     ------
@@ -659,13 +660,14 @@ def describe_copies(visit: Visit, run: ParticipantPlan) -> list[str]:
     sentences = []
     for scan in (visit.t1w, *visit.pets):
         own = f"sub-{scan.subject}"
-        twins = [Path(name) for name in run.digests.same_as(scan.path)]
+        same = [Path(name) for name in run.digests.same_as(scan.path)]
+        twins = [path for path in same if path.parts[0].startswith("sub-")]  # in the raw dataset
         others = [twin for twin in twins if twin.parts[0] != own or scan is not visit.t1w]
         if others:
             sentences.append(
                 f"{scan.path.name} is the same file as "
                 f"{name_some([twin.name for twin in others])}, so one of them shows somebody or "
-                "something else than its name says; replace it by the right image"
+                "something else than its name says; replace the wrong one"
             )
     return sentences
 
