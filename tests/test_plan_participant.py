@@ -419,6 +419,17 @@ def test_a_unit_that_was_corrected_in_a_raw_sidecar_reaches_the_results(visit, r
         assert not is_done(corrected, replace(run, stage=again))
 
 
+def test_a_start_that_was_corrected_in_a_raw_sidecar_reaches_the_results(visit, run):
+    """Other levels compare when PETs were measured, which the sidecar of the result tells."""
+    told = {"FrameTimesStart": (600.0,), "FrameDuration": (1200.0,), "InjectionStart": 0.0}
+    plan = plan_visit(with_pet(visit, **told), run)
+    for corrected in ({"FrameTimesStart": (2400.0,)}, {"InjectionStart": -1800.0}):
+        again = plan_visit(with_pet(visit, **told | corrected), run)
+        assert again.preprocessed != plan.preprocessed
+    same = {"FrameTimesStart": (700.0,), "InjectionStart": 100.0}  # another time zero
+    assert plan_visit(with_pet(visit, **told | same), run).preprocessed == plan.preprocessed
+
+
 @pytest.mark.parametrize("stage", ["all", "preprocess", "synthesize"])
 @pytest.mark.parametrize("left", [None, "", "[]", "{"])
 def test_a_visit_that_was_killed_beside_any_image_is_computed_again(visit, run, stage, left):
