@@ -821,6 +821,18 @@ def test_a_failed_t1w_takes_its_pets_and_its_synthetic_pet_along(out, rng):
     assert "no brain" in people.notes[2]
 
 
+def test_only_controls_that_are_used_are_said_to_be_used(out, rng):
+    tell(out, {**GROUPS, "04": "control"})
+    path = write_control(out, "04", rng, pet=False)
+    write_synthetic(out, path, rng)
+    judge(path.t1w_in_template, "doubt", "bright rim")
+    edit(sidecar_path(path.t1w_in_template), Version="0.1.0")
+    assert "sub-04" not in " ".join(choose(out, training_set=("real",)).notes)
+    release, doubt = choose(out, training_set=("hybrid",)).notes
+    assert "made by mri2pet 0.1.0: sub-04" in release
+    assert "is used, but its registration is in doubt (bright rim)" in doubt
+
+
 def test_of_two_pets_of_a_patient_the_failed_one_is_left_out(out):
     first, second = pet_of(out, "p1"), second_pet(out, "p1", "run-2")
     judge(second, "fail", "far off")

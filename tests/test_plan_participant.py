@@ -2,11 +2,13 @@ from dataclasses import replace
 from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from bids_app import nifti
+from bids_app.app.participant import _report_copies, _Reports
 from bids_app.derivatives.find import SourceDigests, fingerprint
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.derivatives.sidecars import Space
@@ -103,6 +105,19 @@ def with_options(run, *names):
     return replace(run, generator=replace(run.generator, options=options))
 
 
+def _check_that_copies_are_told_of_in_order(visits, run, note):
+    plans, warned = [plan_visit(visits[label], run) for label in ("02", "01", "03")], []
+    copies = _report_copies(plans, run, SimpleNamespace(warn=warned.append))
+    assert copies == {"01": [note], "02": describe_copies(visits["02"], run), "03": []}
+    assert warned == [f"sub-{label}: {said}" for label in copies for said in copies[label]]
+    nobody = SimpleNamespace(visits=(), unused=())
+    parts = SimpleNamespace(output_dir=run.output_dir), nobody, copies, ({}, ()), None, (), None, 0
+    (run.output_dir / "sub-01").mkdir(parents=True)
+    assert _Reports(*parts, None)._summarize("01", []) == {"notes": [], "problems": [note]}
+    unread = [plan_visit(visits["01"], run, dry=True)]
+    assert not any(_report_copies(unread, run, SimpleNamespace(warn=pytest.fail)).values())
+
+
 def test_a_raw_image_of_two_people_is_told_of(visit, run, monkeypatch):
     monkeypatch.setattr("bids_app.derivatives.find.SETTLED", -60.0)
     raw, visits = run.bids_dir, {}
@@ -119,6 +134,7 @@ def test_a_raw_image_of_two_people_is_told_of(visit, run, monkeypatch):
     (note,) = describe_copies(visits["01"], run)
     assert note.startswith("sub-01_T1w.nii.gz is the same file as sub-02_T1w.nii.gz, so one of")
     assert describe_copies(visits["03"], run) == []
+    _check_that_copies_are_told_of_in_order(visits, run, note)
     later = replace(visits["03"].t1w, path=raw / "sub-03/ses-b/anat/sub-03_ses-b_T1w.nii.gz")
     later.path.parent.mkdir(parents=True)
     later.path.write_bytes(b"its own")
@@ -406,6 +422,17 @@ def test_a_unit_that_was_corrected_in_a_raw_sidecar_reaches_the_results(visit, r
     assert is_done(corrected, replace(run, stage="preprocess"))
     for again in ("all", "synthesize"):  # the synthetic PET in that unit does not exist yet
         assert not is_done(corrected, replace(run, stage=again))
+
+
+def test_a_start_that_was_corrected_in_a_raw_sidecar_reaches_the_results(visit, run):
+    """Other levels compare when PETs were measured, which the sidecar of the result tells."""
+    told = {"FrameTimesStart": (600.0,), "FrameDuration": (1200.0,), "InjectionStart": 0.0}
+    plan = plan_visit(with_pet(visit, **told), run)
+    for corrected in ({"FrameTimesStart": (2400.0,)}, {"InjectionStart": -1800.0}):
+        again = plan_visit(with_pet(visit, **told | corrected), run)
+        assert again.preprocessed != plan.preprocessed
+    same = {"FrameTimesStart": (700.0,), "InjectionStart": 100.0}  # another time zero
+    assert plan_visit(with_pet(visit, **told | same), run).preprocessed == plan.preprocessed
 
 
 @pytest.mark.parametrize("stage", ["all", "preprocess", "synthesize"])

@@ -13,7 +13,7 @@ from scipy import ndimage
 from bids_app import nifti
 from bids_app.derivatives.detections import ScoredRun, ScoredSubject, write_run
 from bids_app.detection.detectors import DETECTORS
-from bids_app.files import read_tsv, write_tsv
+from bids_app.files import read_json, read_tsv, write_tsv
 from bids_app.imaging.volume import grid_of_box
 from bids_app.report.figures import (
     PLANES,
@@ -32,6 +32,7 @@ from bids_app.report.figures import (
     trace,
 )
 from bids_app.report.methods import bibtex_of, read_references, write_citation, write_methods
+from bids_app.report.overview import overview_path
 from bids_app.report.participant import is_current, shared_sources, write_subject_report
 from bids_app.report.results import read_novelty, read_registration
 
@@ -466,6 +467,18 @@ def test_the_verdict_comes_first(tree, verdict, words):
     table = page[page.index("Registrations</caption>") :]
     assert table.index(f"<td>{verdict}</td>") < table.index("1.040") < table.index(words)
     assert (page.index(words) < page.index("<caption>Images")) == (verdict != "pass")
+
+
+def test_a_failure_is_told_once_at_the_top(tree):
+    tree.add_anatomy(Verdict="fail", VerdictReasons=["r is .1", "it is tilted"])
+    failed = "sub-1: t1w.nii.gz: its registration failed: r is .1; it is tilted. Look at it"
+    for problems, told in (([failed], 1), (["sub-1: another problem"], 2)):
+        page = tree.write(**{**RUN, "problems": problems})
+        top = page[: page.index("<caption>Images")]
+        assert top.count("<li>") == told
+        assert top.count("r is .1; it is tilted") == 1
+        overview = read_json(overview_path(tree.out, "01"))
+        assert overview["warnings"] == told
 
 
 def test_a_generator_that_knew_the_participant_is_a_warning(tree):

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -108,16 +109,16 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
         for replaced in filter(None, (describe_replaced(plans, run), describe_regridded(plans))):
             console.warn(replaced)
         selection = _report_namesakes(selection, run, console)
+        copies = _report_copies([*plans, *done], run, console)
         if settings.dry_run:
             _estimate(plans, run, settings, console)
             return _report_plans(plans, done, aside, early, console)
         _start(settings, run, template, run_record)
         run.digests.save(settings.output_dir)
         _report_aside(selection, settings, early, console)
-        selection = _report_copies(selection, run, console)
         subjects = {plan.visit.subject for plan in plans}
         reports = _Reports(
-            settings, selection, table, template, subjects, run_record, started, console
+            settings, selection, copies, table, template, subjects, run_record, started, console
         )
         problems = [*aside, *_compute(plans, run, reports, aside)]
         _report_images([*plans, *done], console)
@@ -207,17 +208,23 @@ def _report_namesakes(selection: Selection, run: ParticipantPlan, console: Conso
     return replace(selection, visits=tuple(visits))
 
 
-def _report_copies(selection: Selection, run: ParticipantPlan, console: Console) -> Selection:
-    """Report images that are copies of others, at once and in reports."""
-    visits = []
-    for visit in selection.visits:
+def _report_copies(
+    plans: Sequence[VisitPlan], run: ParticipantPlan, console: Console
+) -> dict[str, list[str]]:
+    """Report images that are copies of others; return the sentences, by participants.
+
+    A dry run looks only at images that it reads anyway, those of visits with results.
+    """
+    copies = defaultdict[str, list[str]](list)
+    for plan in sorted(plans, key=lambda plan: plan.label):
         notes: list[str] = []
-        with suppress(Mri2petError):  # reported where the image is needed
-            notes = describe_copies(visit, run)
+        if plan.preprocessed:
+            with suppress(Mri2petError):  # reported where the image is needed
+                notes = describe_copies(plan.visit, run)
         for note in notes:
-            console.warn(f"{label_of(visit)}: {note}")
-        visits.append(replace(visit, notes=(*visit.notes, *notes)))
-    return replace(selection, visits=tuple(visits))
+            console.warn(f"{plan.label}: {note}")
+        copies[plan.visit.subject] += notes
+    return copies
 
 
 def _compute(
@@ -515,12 +522,14 @@ def report_all(output_dir: Path, console: Console) -> list[Problem]:
 class _Reports:
     """Writer of the reports and tables of a run, participant by participant.
 
+    ``copies`` gives the sentences on raw images that are copies of others, by participants.
     ``fresh`` lists the participants whose visits this run computes; reports of others keep the
     details of the run that computed them.
     """
 
     settings: Settings
     selection: Selection
+    copies: Mapping[str, Sequence[str]]
     table: _Table
     template: Template
     fresh: Collection[str]
@@ -538,7 +547,7 @@ class _Reports:
         ]
         notes += self.table[1]
         summaries = [problem.sentence for problem in problems if problem.subject == subject]
-        run = RunSummary(notes=notes, problems=summaries)
+        run = RunSummary(notes=notes, problems=[*summaries, *self.copies.get(subject, [])])
         if subject in self.fresh or not (self.settings.output_dir / f"sub-{subject}").is_dir():
             run.update(summarize_run(self.run_record, self.started))
         return run

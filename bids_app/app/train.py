@@ -445,7 +445,7 @@ def _close(settings: Settings, study: Study, problems: Sequence[Problem], consol
     lost = [name for name in rows if name in {problem.subject for problem in problems}]
     report = study.output_dir / "train.html"
     console.close(
-        f"mri2pet: {len(rows) - len(lost)} models trained, {len(lost)} failed"
+        f"mri2pet: {count_noun(len(rows) - len(lost), 'model')} trained, {len(lost)} failed"
         + (f" ({', '.join(lost)})" if lost else "")
         + f"; generators are in {study.output_dir / GENERATORS}, the report is {report}"
     )

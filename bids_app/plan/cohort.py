@@ -228,11 +228,11 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     chosen, control_notes, control_problems = _controls(
         settings, control_labels - excluded, needed=controls
     )
-    used = [*chosen, *patients]
+    used = [c for c in chosen if c.pet is not None or _wants_synthetic(c, settings)] + patients
     warnings = compare_versions(_versions(used), version, advice=ANEW)
     warnings += _describe_sloppy(used, settings)
     warnings += describe_windows(used, usual_window(c.pet for c in chosen if c.pet))
-    _refuse_mixed_scales(used)
+    _refuse_mixed_scales([*chosen, *patients])
     _refuse_copies(chosen, patients)
     warnings += [*_describe_gaps(used), *_describe_namesakes(used, settings)]
     warnings += [*_describe_verdicts(used), *_describe_misfits(used)]

@@ -516,6 +516,9 @@ def plan_visit(visit: Visit, run: ParticipantPlan, *, dry: bool = False) -> Visi
             for image in derived
             for path in image.files
         ]
+    starts = [_starts_of(pet) for pet in visit.pets]
+    if any(starts):  # they change the sidecar (WindowAfterInjection), which levels compare
+        decisive["frame_starts"] = starts
     if any(image.skull_stripped for image in derived):  # known from a sidecar, not from a file
         decisive["skull_stripped"] = True
     vouched = [scan.orientation for scan in (visit.t1w, *visit.pets)]
@@ -672,12 +675,17 @@ def describe_copies(visit: Visit, run: ParticipantPlan) -> list[str]:
     return sentences
 
 
+def _starts_of(pet: Scan) -> tuple[float, ...]:
+    """Return the starts of frames; none if another app, which may choose frames, made the PET."""
+    return () if pet.derived else frame_starts(pet)
+
+
 def _pet_plans(plan: VisitPlan, outputs: Mapping[Path, Output]) -> list[PetPlan]:
     return [
         PetPlan(
             pet=pet.used,
             durations=frame_durations(pet),
-            starts=() if pet.derived else frame_starts(pet),  # who may have chosen frames
+            starts=_starts_of(pet),
             outputs={field: outputs[getattr(paths, field)] for field in PET_OUTPUTS},
             orientation=pet.orientation,
             derived=pet.derived,

@@ -48,7 +48,11 @@ def overview_path(output_dir: Path, subject: str) -> Path:
 
 
 def keep_overview(
-    output_dir: Path, subject: str, visits: Sequence[Results], pictures: Sequence[Panel]
+    output_dir: Path,
+    subject: str,
+    visits: Sequence[Results],
+    pictures: Sequence[Panel],
+    problems: Sequence[str] = (),
 ) -> None:
     """Write the rows of a participant for the table of all participants.
 
@@ -62,12 +66,14 @@ def keep_overview(
         Visits of the participant.
     pictures : sequence of Panel
         Panels of PET; a slice of the first real PET becomes the thumbnail, or of the synthetic one.
+    problems : sequence of str
+        Problems of the run; they count as warnings.
     """
     rows = [{"visit": visit.name, **_numbers(visit)} for visit in visits]
     kind, thumbnail = next(filter(None, (_thumbnail(pictures, kind) for kind in KINDS)), ("", ""))
     record = {
         "rows": rows,
-        "warnings": len(warnings_of(visits)),
+        "warnings": len(problems) + len(warnings_of(visits, problems)),
         "thumbnail": thumbnail,
         "pictured": kind,
     }

@@ -235,13 +235,17 @@ def write_subject_report(
         spaces = tuple(sorted({visit.space for visit in visits if visit.space}))
         drawings = [draw(output_dir, visit, template_t1w) for visit in visits]
         pictures = [panel for drawing in drawings for panel in drawing["pet"]]
-        keep_overview(output_dir, subject, visits, pictures)
+        keep_overview(output_dir, subject, visits, pictures, record["problems"])
         return {
             "subject": subject,
             "generators": _generators(visits),
             "findings": [line for visit in visits for line in _findings(visit)],
             "spaces": list(map(_describe_space, spaces)),
-            "doubts": [text for text in warnings_of(visits) if text not in record["notes"]],
+            "doubts": [
+                text
+                for text in warnings_of(visits, record["problems"])
+                if text not in record["notes"]
+            ],
             "registrations": registration_rows(visits),
             "coverages": coverage_rows(visits),
             "novelties": novelty_rows(visits),

@@ -326,6 +326,15 @@ def _row(name: str, sidecar: Mapping[str, object]) -> Row:
     return Row(name, (verdict, *cells), reading, verdict != "pass")
 
 
+FAILED, NOT_USED = "FAILED: ", ". The image is not used."  # around the reasons
+
+
+def _is_told(reading: str, problems: Sequence[str]) -> bool:
+    """Return whether a problem gives the reasons for which a registration has failed."""
+    reasons = reading.removeprefix(FAILED).removesuffix(NOT_USED)
+    return reasons != reading and any(reasons in problem for problem in problems)
+
+
 def read_verdict(verdict: str, reasons: Sequence[str]) -> str:
     """Describe the verdict on a registration in words.
 
@@ -338,7 +347,7 @@ def read_verdict(verdict: str, reasons: Sequence[str]) -> str:
         return "It fits."
     text = "; ".join(reasons)
     if verdict == "fail":
-        return f"FAILED: {text}. The image is not used."
+        return f"{FAILED}{text}{NOT_USED}"
     return f"IN DOUBT: {text}. Look at the figure before you use it."
 
 
@@ -406,9 +415,16 @@ def read_coverage(share: float, missing: object) -> tuple[str, bool]:
     return f"INCOMPLETE: the missing part ({part} of the brain) is ignored.", True
 
 
-def warnings_of(visits: Sequence[Results]) -> list[str]:
-    """List sentences on reasons for doubt that are found in the files themselves."""
-    flagged = [f"{row.name}: {row.reading}" for row in registration_rows(visits) if row.flagged]
+def warnings_of(visits: Sequence[Results], problems: Sequence[str] = ()) -> list[str]:
+    """List sentences on reasons for doubt that are found in the files themselves.
+
+    A registration whose failure is among the ``problems`` of the run is left out.
+    """
+    flagged = [
+        f"{row.name}: {row.reading}"
+        for row in registration_rows(visits)
+        if row.flagged and not _is_told(row.reading, problems)
+    ]
     trained = [
         f"{visit.name}: the generator was trained on this participant, so its synthetic PET is "
         "better than it would be for anyone else."
