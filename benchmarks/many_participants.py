@@ -2,13 +2,14 @@
 
     python benchmarks/many_participants.py WORK --participants 1000
 
-One person is simulated at 1 mm and processed by ``participant --sloppy``. The others are copies
-under other labels: images are links to the same bytes; sidecars and reports are rewritten with the
+One person is simulated at 2 mm and processed by ``participant --sloppy``. The others are copies
+under other labels: raw images differ in the time stamp of their compression, because the app
+names equal ones; results are links to the same bytes; sidecars and reports are rewritten with the
 label, and with the fingerprints that the app would give. Then these are timed: the index alone; a
-dry run where nothing is done yet; a dry run and a run where everything is done, which read each raw
-image for the first time; both again; a run in which one sidecar has changed. The BIDS validator, a
-separate program, is left out. All data are in the memory of the machine; a disk adds the time to
-read each raw image once.
+dry run where nothing is done yet; a dry run and a run where everything is done, which read each
+raw image for the first time; both again; a run in which one sidecar has changed. The BIDS
+validator, a separate program, is left out. All data are in the memory of the machine; a disk adds
+the time to read each raw image once.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +46,19 @@ def call(*words: object) -> float:
     return time.perf_counter() - started
 
 
-def copy_as(root: Path, label: str, changes: Sequence[tuple[str, str]]) -> None:
+STAMP = slice(4, 8)  # bytes of a gzip file that hold the time of its compression
+
+
+def stamped(data: bytes, label: str) -> bytes:
+    """Return a gzip file with another time stamp for each label."""
+    changed = bytearray(data)
+    changed[STAMP] = zlib.crc32(label.encode()).to_bytes(4, "little")
+    return bytes(changed)
+
+
+def copy_as(
+    root: Path, label: str, changes: Sequence[tuple[str, str]], *, linked: bool = True
+) -> None:
     """Copy all files of the first participant under another label."""
     own = f"sub-{FIRST}"
     for path in [*root.glob(f"{own}*"), *root.glob(f"{own}/**/*"), *root.glob(f"logs/{own}_*")]:
@@ -54,8 +68,10 @@ def copy_as(root: Path, label: str, changes: Sequence[tuple[str, str]]) -> None:
         there.parent.mkdir(parents=True, exist_ok=True)
         if there.exists():
             continue
-        if path.name.endswith(IMAGES):
+        if path.name.endswith(IMAGES) and linked:
             os.link(path, there)
+        elif path.name.endswith(IMAGES):
+            there.write_bytes(stamped(path.read_bytes(), label))
         else:
             text = path.read_text().replace(own, f"sub-{label}")
             for before, after in changes:
@@ -77,7 +93,7 @@ def fingerprints(bids: Path, out: Path) -> tuple[dict[str, tuple[str, str]], Pat
 def make(work: Path, participants: int) -> None:
     """Create the dataset and its results."""
     bids, out = work / "bids", work / "out"
-    call("mri2pet-simulate", bids, "--paired", 1, "--resolution", 1, "--seed", 1)
+    call("mri2pet-simulate", bids, "--paired", 1, "--resolution", 2, "--seed", 1)
     shutil.rmtree(bids / "derivatives")
     call("mri2pet", bids, out, *OPTIONS)
     labels = [f"copy{number:04}" for number in range(1, participants)]
@@ -86,7 +102,7 @@ def make(work: Path, participants: int) -> None:
     lines = [head, first, *(first.replace(FIRST, label) for label in labels)]
     table.write_text("\n".join(lines) + "\n")
     for label in labels:
-        copy_as(bids, label, ())
+        copy_as(bids, label, (), linked=False)
     marks, template = fingerprints(bids, out)
     shared = shared_sources(out, template)
     for label in labels:
