@@ -207,7 +207,8 @@ def test_the_difference_on_the_t1w_is_real_minus_scaled_synthetic_pet(out):
     told = json.loads(Path(f"{stem}synthscaled_pet.json").read_text())
     assert scaled == pytest.approx(told["ScaledBy"] * synthetic.data, rel=1e-4)
     brain = nifti.load(own / "ses-a/anat/sub-01_ses-a_desc-brain_mask.nii.gz").data > 0
-    brain &= covered > 0
+    assert 0.005 < (synthetic.data[brain] == 0).mean() < 0.1  # below the template's grid
+    brain &= (covered > 0) & (synthetic.data > 0)
     expected = np.where(brain, 100 * (real - scaled) / scaled[brain].mean(), 0)
     assert difference == pytest.approx(expected, abs=0.05)
     assert abs(np.median(difference[brain])) < 10
