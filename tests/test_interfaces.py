@@ -529,11 +529,27 @@ def tiny(tmp_path, head_affine, t1w):
     )
 
 
+PLAIN = TissueSpec((1, 1, 1), SHAPE)
+PLAINLY = {
+    "reference_sha256": "",
+    "fwhm": 0.0,
+    "overlap": False,
+    "match_histogram": False,
+    "times_mean": 0.0,
+    "device": "cpu",
+    "threads": 1,
+}
+
+
+def save_plain(model, folder, affine):
+    """Save a tissue model as ``folder/plain``; return its card."""
+    rows = tuple(tuple(row) for row in affine.tolist())
+    card = Card("plain", "0", PLAIN, "T", SHAPE, rows, "", "noise", "tests", (), "none", 0)
+    return save_generator(model, card, folder / "plain")
+
+
 def test_a_t1w_without_tissues_is_told_by_its_name(tmp_path, save, head_affine):
-    spec = TissueSpec((1, 1, 1), SHAPE)
-    affine = tuple(tuple(row) for row in head_affine.tolist())
-    card = Card("plain", "0", spec, "T", SHAPE, affine, "", "noise", "tests", (), "none", 0)
-    card = save_generator(TissueModel(spec), card, tmp_path / "plain")
+    card = save_plain(TissueModel(PLAIN), tmp_path, head_affine)
     t1w = np.where(ellipsoid, 0.5, 0).astype(np.float32)
     t1w[ellipsoid] = np.resize([0.4, 0.6], ellipsoid.sum())
     node = SynthesizePET(
@@ -541,27 +557,18 @@ def test_a_t1w_without_tissues_is_told_by_its_name(tmp_path, save, head_affine):
         mask=save("brain", ellipsoid.astype(np.float32)),
         generator=str(tmp_path / "plain"),
         sha256=card.sha256,
-        reference_sha256="",
-        fwhm=0.0,
-        overlap=False,
-        match_histogram=False,
-        times_mean=0.0,
-        device="cpu",
-        threads=1,
+        **PLAINLY,
     )
     with pytest.raises(UnusableDataError, match=r"two\.nii\.gz: .*fewer than three .*plain"):
         node.run(cwd=str(tmp_path))
 
 
 def test_fluid_that_was_set_to_0_makes_the_rest_no_darker(tmp_path, save, head_affine, rng):
-    spec = TissueSpec((1, 1, 1), SHAPE)
-    model = TissueModel(spec)
+    model = TissueModel(PLAIN)
     model.coefficients.copy_(torch.tensor([0.6, 0.2, 0.1])[:, None, None, None])
     model.psf_sigma.fill_(0.5)
     model.brain_mean.fill_(0.4)
-    affine = tuple(tuple(row) for row in head_affine.tolist())
-    card = Card("plain", "0", spec, "T", SHAPE, affine, "", "noise", "tests", (), "none", 0)
-    card = save_generator(model, card, tmp_path / "plain")
+    card = save_plain(model, tmp_path, head_affine)
     t1w = np.where(ellipsoid, rng.choice([0.2, 0.6, 0.9], SHAPE, p=[0.1, 0.5, 0.4]), 0)
     t1w = t1w.astype(np.float32)
     holes = ellipsoid & (t1w < 0.3) & (rng.random(SHAPE) < 0.5)
@@ -574,13 +581,7 @@ def test_fluid_that_was_set_to_0_makes_the_rest_no_darker(tmp_path, save, head_a
             mask=save("brain", ellipsoid.astype(np.float32)),
             generator=str(tmp_path / "plain"),
             sha256=card.sha256,
-            reference_sha256="",
-            fwhm=0.0,
-            overlap=False,
-            match_histogram=False,
-            times_mean=0.0,
-            device="cpu",
-            threads=1,
+            **PLAINLY,
         )
         pets.append(load_on_grid(out.pet, head_affine)[ellipsoid])
     assert pets[0].mean() == pytest.approx(0.4, abs=1e-3)

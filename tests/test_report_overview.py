@@ -193,62 +193,55 @@ def test_whoever_is_rated_fail_is_left_out_of_a_session_or_of_all():
     assert len(notes) == 4
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not (CHROMIUM and BASH), reason="Chromium, or bash that starts it, is not there"
-)
-def test_in_a_browser_the_table_sorts_filters_and_keeps_ratings(tmp_path):
-    write_rows(tmp_path, 9, dice=0.2)
+@pytest.fixture
+def browser(tmp_path):
+    if not (CHROMIUM and BASH):
+        pytest.skip("Chromium, or bash that starts it, is not there")
     browser = Browser(tmp_path / "profile")
+    yield browser
+    browser.close()
+
+
+@pytest.mark.slow
+def test_in_a_browser_the_table_sorts_filters_and_keeps_ratings(tmp_path, browser):
+    write_rows(tmp_path, 9, dice=0.2)
     page = tmp_path / "participants.html"
-    try:
-        browser.open(page)
-        first = "document.querySelector('tbody tr:not([hidden])').dataset.participant"
-        buttons = "[...document.querySelectorAll('thead button')]"
-        head = f"{buttons}.find(button => button.textContent.includes('Dice'))"
-        browser.run(f"{head}.click()")
-        assert browser.run(first) == "sub-004"  # the lowest comes first
-        browser.run(f"{head}.click()")
-        assert browser.run(first) == "sub-008"
-        browser.run(
-            "(f => { f.value = '007'; f.dispatchEvent(new Event('input')); })"
-            "(document.getElementById('filter'))"
-        )
-        assert browser.run(first) == "sub-007"
-        browser.run(
-            "(s => { s.value = 'fail'; s.dispatchEvent(new Event('change')); })"
-            "(document.querySelector('tr[data-participant=\"sub-007\"] select'))"
-        )
-        browser.open(page)
-        kept = browser.run(
-            "document.querySelector('tr[data-participant=\"sub-007\"] select').value"
-        )
-        assert kept == "fail"
-        assert browser.run("document.getElementById('rated').textContent") == "1 of 9 rated"
-        browser.ask("Emulation.setEmulatedMedia", browser.page, media="print")
-        table = "document.querySelector('.wide')"  # of many pages, it begins on the first one
-        assert browser.run(f"getComputedStyle({table}).breakInside") == "auto"
-    finally:
-        browser.close()
+    browser.open(page)
+    first = "document.querySelector('tbody tr:not([hidden])').dataset.participant"
+    buttons = "[...document.querySelectorAll('thead button')]"
+    head = f"{buttons}.find(button => button.textContent.includes('Dice'))"
+    browser.run(f"{head}.click()")
+    assert browser.run(first) == "sub-004"  # the lowest comes first
+    browser.run(f"{head}.click()")
+    assert browser.run(first) == "sub-008"
+    browser.run(
+        "(f => { f.value = '007'; f.dispatchEvent(new Event('input')); })"
+        "(document.getElementById('filter'))"
+    )
+    assert browser.run(first) == "sub-007"
+    browser.run(
+        "(s => { s.value = 'fail'; s.dispatchEvent(new Event('change')); })"
+        "(document.querySelector('tr[data-participant=\"sub-007\"] select'))"
+    )
+    browser.open(page)
+    kept = browser.run("document.querySelector('tr[data-participant=\"sub-007\"] select').value")
+    assert kept == "fail"
+    assert browser.run("document.getElementById('rated').textContent") == "1 of 9 rated"
+    browser.ask("Emulation.setEmulatedMedia", browser.page, media="print")
+    table = "document.querySelector('.wide')"  # of many pages, it begins on the first one
+    assert browser.run(f"getComputedStyle({table}).breakInside") == "auto"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (CHROMIUM and BASH), reason="Chromium, or bash that starts it, is not there"
-)
-def test_in_a_browser_neither_headings_nor_names_scroll_away(tmp_path):
+def test_in_a_browser_neither_headings_nor_names_scroll_away(tmp_path, browser):
     write_rows(tmp_path, 9, dice=0.2)
-    browser = Browser(tmp_path / "profile")
     size = {"height": 300, "deviceScaleFactor": 1, "mobile": False}
-    try:
-        browser.open(tmp_path / "participants.html")
-        for width, cell, side in ((1400, "thead th", "top"), (700, "tbody th", "left")):
-            browser.ask("Emulation.setDeviceMetricsOverride", browser.page, width=width, **size)
-            browser.run("scrollTo(0, 250); document.querySelector('.wide').scrollLeft = 200")
-            box = f"document.querySelector('{cell}').getBoundingClientRect()"
-            assert browser.run(f"{box}.{side}") >= 0
-    finally:
-        browser.close()
+    browser.open(tmp_path / "participants.html")
+    for width, cell, side in ((1400, "thead th", "top"), (700, "tbody th", "left")):
+        browser.ask("Emulation.setDeviceMetricsOverride", browser.page, width=width, **size)
+        browser.run("scrollTo(0, 250); document.querySelector('.wide').scrollLeft = 200")
+        box = f"document.querySelector('{cell}').getBoundingClientRect()"
+        assert browser.run(f"{box}.{side}") >= 0
 
 
 def test_what_a_report_leaves_is_plain(made):

@@ -612,13 +612,19 @@ def register_pet(
     return name, before, after, judgement
 
 
+def _brain_on_grid(t1w: Path, mask: Path, zoom: float) -> tuple[sitk.Image, Mask]:
+    """Read the brain of a T1w on the common grid of a voxel size in mm, and its mask there."""
+    brain = _read(mask)
+    fixed = _common_grid(_read(t1w) * brain, zoom)
+    inside = sitk.Resample(brain, fixed, sitk.Transform(), sitk.sitkNearestNeighbor)
+    return fixed, _voxels(inside) > 0
+
+
 def _read_pair(
     pet: Path, t1w: Path, mask: Path, *, quick: bool
 ) -> tuple[sitk.Image, Mask, sitk.Image, sitk.Image]:
     """Read the brain of a T1w on the common grid, the mask for comparison, a PET, and its field."""
-    brain = _read(mask)
-    fixed = _common_grid(_read(t1w) * brain, QUICK_PET_GRID if quick else PET_GRID)
-    inside = _voxels(sitk.Resample(brain, fixed, sitk.Transform(), sitk.sitkNearestNeighbor)) > 0
+    fixed, inside = _brain_on_grid(t1w, mask, QUICK_PET_GRID if quick else PET_GRID)
     whole = _read(pet)
     moving = _like(whole, winsorize(_voxels(whole)))
     field = _like(moving, field_of_view(_voxels(moving)).astype(np.float32))
@@ -752,9 +758,7 @@ def _measure_pet(
 ) -> dict[str, float]:
     """Measure the size of the brain in a PET, and its fine detail, at 2 mm whatever the run."""
     factor = search.size(_matrix_of(transform))
-    brain = _read(mask)
-    fixed = _common_grid(_read(t1w) * brain, PET_GRID)
-    inside = _voxels(sitk.Resample(brain, fixed, sitk.Transform(), sitk.sitkNearestNeighbor)) > 0
+    fixed, inside = _brain_on_grid(t1w, mask, PET_GRID)
     whole = _read(pet)
     field = _like(whole, field_of_view(_voxels(whole)).astype(np.float32))
     moved, covered = (_voxels(sitk.Resample(part, fixed, transform)) for part in (whole, field))

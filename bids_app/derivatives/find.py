@@ -191,6 +191,12 @@ def _anatomy_in(sidecar: Path, subject: str) -> str | None:
     return next(visits, None)
 
 
+def _metadata_of(image: Path) -> Mapping[str, object]:
+    """Read the sidecar of an image; empty if there is none."""
+    sidecar = sidecar_path(image)
+    return read_json(sidecar) if sidecar.is_file() else {}
+
+
 def times_mean_of_image(pet: Path) -> float:
     """Read the ``times_mean`` of a PET; see :func:`bids_app.imaging.intensity.scale_to_unit`.
 
@@ -201,12 +207,10 @@ def times_mean_of_image(pet: Path) -> float:
     ReadWriteError, UnusableDataError
         If there is a sidecar but it cannot be read, or its value is invalid.
     """
-    sidecar = sidecar_path(pet)
-    scaling = object_at(read_json(sidecar), "IntensityScaling") if sidecar.is_file() else {}
-    value = scaling.get("TimesBrainMean", 0.0)
+    value = object_at(_metadata_of(pet), "IntensityScaling").get("TimesBrainMean", 0.0)
     if not is_number(0, 1000)(value):
         raise UnusableDataError(
-            f"{sidecar}: TimesBrainMean of IntensityScaling is {value!r:.40}; run the "
+            f"{sidecar_path(pet)}: TimesBrainMean of IntensityScaling is {value!r:.40}; run the "
             "participant level again"
         )
     return float(value)
@@ -232,8 +236,7 @@ def verdict_of_image(image: Path) -> tuple[str, str]:
     ReadWriteError, UnusableDataError
         If there is a sidecar but it cannot be read.
     """
-    sidecar = sidecar_path(image)
-    metadata = read_json(sidecar) if sidecar.is_file() else {}
+    metadata = _metadata_of(image)
     verdict, reasons = verdict_of(metadata), reasons_of(object_at(metadata, "Registration"))
     if verdict is not None and verdict not in VERDICTS:
         odd = f'its sidecar says "{verdict}", which is not one of {", ".join(VERDICTS)}'
@@ -252,8 +255,7 @@ def source_digest_of(image: Path) -> str:
     ReadWriteError, UnusableDataError
         If there is a sidecar but it cannot be read.
     """
-    sidecar = sidecar_path(image)
-    return str(read_json(sidecar).get(SOURCE_DIGEST, "")) if sidecar.is_file() else ""
+    return str(_metadata_of(image).get(SOURCE_DIGEST, ""))
 
 
 def fit_of_image(pet: Path) -> float | None:
@@ -269,9 +271,7 @@ def fit_of_image(pet: Path) -> float | None:
     ReadWriteError, UnusableDataError
         If there is a sidecar but it cannot be read.
     """
-    sidecar = sidecar_path(pet)
-    metadata = read_json(sidecar) if sidecar.is_file() else {}
-    value = object_at(metadata, "Registration").get(UPTAKE)
+    value = object_at(_metadata_of(pet), "Registration").get(UPTAKE)
     return float(value) if isinstance(value, int | float) else None
 
 
@@ -283,8 +283,7 @@ def window_of_image(pet: Path) -> tuple[float, float] | None:
     ReadWriteError, UnusableDataError
         If there is a sidecar but it cannot be read.
     """
-    sidecar = sidecar_path(pet)
-    value = read_json(sidecar).get("WindowAfterInjection") if sidecar.is_file() else None
+    value = _metadata_of(pet).get("WindowAfterInjection")
     if not isinstance(value, list) or len(value) != 2 or not all(map(is_number(), value)):
         return None
     start, end = map(float, value)
@@ -471,14 +470,19 @@ class SourceDigests:
         self._names = defaultdict[str, set[str]](set)  # files of each digest, of any run
         self._seen: set[str] = set()  # files of this run
         for name, known in self._known.items():
-            if isinstance(known, list) and known and isinstance(known[-1], str):
-                self._names[known[-1]].add(name)
+            self._names[str(known[-1])].add(name)
 
-    def _read(self) -> dict[str, object]:
+    def _read(self) -> dict[str, list[object]]:
+        """Read the entries of earlier runs: state and digest; others are left out."""
         try:
-            return read_json(self._file)
+            entries = read_json(self._file)
         except Mri2petError:
             return {}
+        return {
+            name: known
+            for name, known in entries.items()
+            if isinstance(known, list) and known and isinstance(known[-1], str)
+        }
 
     def _name(self, path: Path) -> str:
         inside = path.is_relative_to(self._root)
@@ -493,11 +497,11 @@ class SourceDigests:
             return digest_of(path)  # raises a suitable error
         state = _state_of(found)
         known = self._new.get(name, self._known.get(name))
-        if isinstance(known, list) and known[:-1] == state and isinstance(known[-1], str):
+        if known is not None and known[:-1] == state:
             self._seen.add(name)
-            return known[-1]
+            return str(known[-1])
         digest = digest_of(path)
-        if isinstance(known, list) and known:
+        if known is not None:
             self._names[str(known[-1])].discard(name)  # its content has changed
         self._names[digest].add(name)
         self._seen.add(name)
@@ -515,9 +519,8 @@ class SourceDigests:
 
     def _is_as_known(self, name: str) -> bool:
         """Return whether a file of an earlier run has not changed since."""
-        known = self._known.get(name)
         try:
-            return isinstance(known, list) and known[:-1] == _state_of((self._root / name).stat())
+            return self._known[name][:-1] == _state_of((self._root / name).stat())
         except OSError:
             return False
 

@@ -174,9 +174,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     notes += _describe_absent(labels, preprocessed, failed, problems)
     if not chosen:
         raise _no_controls_error(notes, failed, problems)
-    warnings = compare_versions(_versions(chosen), version, advice=ANEW)
-    warnings += _describe_sloppy(chosen, settings)
-    warnings += describe_windows(chosen, usual_window(c.pet for c in chosen if c.pet))
+    warnings = _describe_making(chosen, chosen, settings, version)
     _refuse_mixed_scales(chosen)
     _refuse_copies(chosen)
     warnings += [f"{gap}; no training tile includes that part" for gap in _describe_gaps(chosen)]
@@ -229,9 +227,7 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
         settings, control_labels - excluded, needed=controls
     )
     used = [c for c in chosen if c.pet is not None or _wants_synthetic(c, settings)] + patients
-    warnings = compare_versions(_versions(used), version, advice=ANEW)
-    warnings += _describe_sloppy(used, settings)
-    warnings += describe_windows(used, usual_window(c.pet for c in chosen if c.pet))
+    warnings = _describe_making(used, chosen, settings, version)
     _refuse_mixed_scales([*chosen, *patients])
     _refuse_copies(chosen, patients)
     warnings += [*_describe_gaps(used), *_describe_namesakes(used, settings)]
@@ -450,6 +446,17 @@ def describe_windows(used: Iterable[Participant], usual: Window | None) -> list[
 def _minutes(window: Window) -> str:
     start, end = (seconds / 60 for seconds in window)
     return f"{start:.0f} to {end:.0f} min"
+
+
+def _describe_making(
+    used: Sequence[Participant], controls: Sequence[Participant], settings: Settings, version: str
+) -> list[str]:
+    """Name subjects whose images were made by another version, coarsely, or at another time."""
+    return [
+        *compare_versions(_versions(used), version, advice=ANEW),
+        *_describe_sloppy(used, settings),
+        *describe_windows(used, usual_window(c.pet for c in controls if c.pet)),
+    ]
 
 
 def _describe_sloppy(used: Sequence[Participant], settings: Settings) -> list[str]:

@@ -603,19 +603,20 @@ def _with_cells(
             for name in years
             if isinstance(cell := own.get(name), float) and not is_age(cell)
         ]
-        if not absent and not wrong:
-            kept.append(participant)
-            continue
-        error = UnusableDataError(
-            f"participants.tsv has n/a in {', '.join(absent)}, which --covariates names; fill "
-            "it in, or leave the covariate out"
-        )
-        if not absent:
-            error = UnusableDataError(
+        if absent:
+            sentence = (
+                f"participants.tsv has n/a in {', '.join(absent)}, which --covariates names; fill "
+                "it in, or leave the covariate out"
+            )
+        elif wrong:
+            sentence = (
                 f"participants.tsv has {', '.join(wrong)}, which is no age in years; correct it "
                 "or write n/a, and run the participant level again"
             )
-        problems.append(_problem(participant.visit, error))
+        else:
+            kept.append(participant)
+            continue
+        problems.append(_problem(participant.visit, UnusableDataError(sentence)))
     return kept, problems
 
 

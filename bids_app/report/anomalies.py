@@ -13,6 +13,7 @@ from typing import Final
 from bids_app.derivatives.detections import (
     DETECTORS_FOLDER,
     SCORED,
+    Anomaly,
     Listed,
     ScoredSubject,
     detector_folders,
@@ -33,7 +34,7 @@ from bids_app.detection.detectors import detector_of, rank_of
 from bids_app.detection.distribution import CheckedPet
 from bids_app.detection.evaluation import CurvePoint, FreePoint, McNemarTest
 from bids_app.errors import Mri2petError
-from bids_app.report.page import name_visit, show
+from bids_app.report.page import RunSummary, detector_of_run, name_visit, show
 
 RARE: Final = 0.05  # clusters expected in a healthy control, below which one stands out; our choice
 UNITS: Final = ("lesion", "patient")
@@ -372,6 +373,13 @@ def folders_of(output_dir: Path, sets: Collection[str], applied: Path | None) ->
     if applied is not None:
         return [applied]
     return [output_dir / DETECTORS_FOLDER / name for name in in_order(sets)]
+
+
+def scores_of_run(output_dir: Path, record: RunSummary, anomalies: Iterable[Anomaly]) -> Scores:
+    """Read the cluster sums of the held-out controls with which maps of a run are compared."""
+    sets, faults = {anomaly.training_set for anomaly in anomalies}, Faults(output_dir)
+    cards = find_cards(output_dir, sets, detector_of_run(record), faults)
+    return control_scores(cards, record["settings"], faults)
 
 
 def control_scores(cards: Cards, settings: Mapping[str, object], faults: Faults) -> Scores:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from bids_app.derivatives.detections import Anomaly, find_anomalies, pets_of, read_run
 from bids_app.derivatives.paths import coverage_path
-from bids_app.derivatives.sidecars import Faults
 from bids_app.detection.clusters import Cluster, separate_lesions, side_of
 from bids_app.detection.detectors import LEADING
 from bids_app.errors import Mri2petError
@@ -24,14 +23,13 @@ from bids_app.nifti import Image
 from bids_app.report.anomalies import (
     NO_CONTROLS,
     Scores,
-    control_scores,
     describe_absence,
     describe_place,
-    find_cards,
     format_score,
     format_volume,
     name_of,
     place_of,
+    scores_of_run,
     write_place,
 )
 from bids_app.report.charts import WIDTH
@@ -54,7 +52,7 @@ from bids_app.report.figures import (
     tile_of,
 )
 from bids_app.report.maps import LESION, ScoreMap, describe_unscored, take_lesions, take_score_map
-from bids_app.report.page import detector_of_run, enumerate_words, read_record
+from bids_app.report.page import enumerate_words, read_record
 from bids_app.report.panels import (
     AROUND_BRAIN,
     GAP,
@@ -126,10 +124,8 @@ def findings_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> list
         and not anomaly.held_out
         and (run_paths is None or anomaly.paths["statmap"] in run_paths)
     ]
-    record, faults = read_record(output_dir, "group"), Faults(output_dir)
-    sets = {anomaly.training_set for anomaly in shown}
-    cards = find_cards(output_dir, sets, detector_of_run(record), faults)
-    scores = control_scores(cards, record["settings"], faults)
+    record = read_record(output_dir, "group")
+    scores = scores_of_run(output_dir, record, shown)
     absence = describe_absence(record["settings"])
     return [
         _findings_of_pet(output_dir, [a for a in shown if a.stem == stem], scores, absence)

@@ -28,13 +28,12 @@ from bids_app.report.anomalies import (
     NO_CONTROLS,
     OWN_PLACE,
     cells_of,
-    control_scores,
     describe_absence,
-    find_cards,
     is_rare,
     lesions_known,
     name_of,
     place_of,
+    scores_of_run,
 )
 from bids_app.report.findings import findings_of, leading_first
 from bids_app.report.group import NAME as GROUP
@@ -129,10 +128,7 @@ def columns_of(anomaly: Anomaly) -> tuple[str, ...]:
 
 def _controls(output_dir: Path, anomalies: Sequence[Anomaly]) -> dict[tuple[str, str], int]:
     """Count the held-out controls of the last run, by training set and detector."""
-    record, faults = read_record(output_dir, GROUP), Faults(output_dir)
-    sets = {anomaly.training_set for anomaly in anomalies}
-    cards = find_cards(output_dir, sets, detector_of_run(record), faults)
-    scores = control_scores(cards, record["settings"], faults)
+    scores = scores_of_run(output_dir, read_record(output_dir, GROUP), anomalies)
     return {detector: len(controls) for detector, controls in scores.items()}
 
 

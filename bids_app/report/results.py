@@ -99,12 +99,13 @@ MEASURES: Final = ("SSIM", "PSNR", "SSIMBrain", "PSNRBrain")
 
 @dataclass(frozen=True)
 class Row:
-    """Row of a table; ``flagged`` if it needs a closer look."""
+    """Row of a table; ``flagged`` if it needs a closer look, ``failure`` why an image failed."""
 
     name: str
     cells: tuple[str, ...]
     reading: str = ""
     flagged: bool = False
+    failure: str | None = None
 
 
 def as_number(value: object) -> float | None:
@@ -322,17 +323,15 @@ def _row(name: str, sidecar: Mapping[str, object]) -> Row:
     if verdict is None:  # from a version without verdicts
         reading, flagged = read_registration(before, after, dice)
         return Row(name, ("n/a", *cells), reading, flagged)
-    reading = read_verdict(verdict, reasons_of(numbers))
-    return Row(name, (verdict, *cells), reading, verdict != "pass")
+    reasons = reasons_of(numbers)
+    failure = "; ".join(reasons) if verdict == "fail" else None
+    reading = read_verdict(verdict, reasons)
+    return Row(name, (verdict, *cells), reading, verdict != "pass", failure)
 
 
-FAILED, NOT_USED = "FAILED: ", ". The image is not used."  # around the reasons
-
-
-def _is_told(reading: str, problems: Sequence[str]) -> bool:
+def _is_told(row: Row, problems: Sequence[str]) -> bool:
     """Return whether a problem gives the reasons for which a registration has failed."""
-    reasons = reading.removeprefix(FAILED).removesuffix(NOT_USED)
-    return reasons != reading and any(reasons in problem for problem in problems)
+    return row.failure is not None and any(row.failure in problem for problem in problems)
 
 
 def read_verdict(verdict: str, reasons: Sequence[str]) -> str:
@@ -347,7 +346,7 @@ def read_verdict(verdict: str, reasons: Sequence[str]) -> str:
         return "It fits."
     text = "; ".join(reasons)
     if verdict == "fail":
-        return f"{FAILED}{text}{NOT_USED}"
+        return f"FAILED: {text}. The image is not used."
     return f"IN DOUBT: {text}. Look at the figure before you use it."
 
 
@@ -423,7 +422,7 @@ def warnings_of(visits: Sequence[Results], problems: Sequence[str] = ()) -> list
     flagged = [
         f"{row.name}: {row.reading}"
         for row in registration_rows(visits)
-        if row.flagged and not _is_told(row.reading, problems)
+        if row.flagged and not _is_told(row, problems)
     ]
     trained = [
         f"{visit.name}: the generator was trained on this participant, so its synthetic PET is "
