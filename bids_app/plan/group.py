@@ -604,19 +604,19 @@ def _with_cells(
             if isinstance(cell := own.get(name), float) and not is_age(cell)
         ]
         if absent:
-            sentence = (
+            error = UnusableDataError(
                 f"participants.tsv has n/a in {', '.join(absent)}, which --covariates names; fill "
                 "it in, or leave the covariate out"
             )
         elif wrong:
-            sentence = (
+            error = UnusableDataError(
                 f"participants.tsv has {', '.join(wrong)}, which is no age in years; correct it "
                 "or write n/a, and run the participant level again"
             )
         else:
             kept.append(participant)
             continue
-        problems.append(_problem(participant.visit, UnusableDataError(sentence)))
+        problems.append(_problem(participant.visit, error))
     return kept, problems
 
 
