@@ -1,6 +1,9 @@
-"""Measure time and memory of one synthetic PET with the default generator.
+"""Measure time and memory of one synthetic PET: the default generator, and networks.
 
-python benchmarks/synthesis.py --threads 2
+    python benchmarks/synthesis.py --threads 2
+
+Networks have the paper's size and their initial weights, and predict in float32 and in bfloat16 in
+turn, so that their ratio is measured under the same load.
 """
 
 import argparse
@@ -13,11 +16,32 @@ import torch
 
 from bids_app.generators import DEFAULT, find_generator
 from bids_app.settings import Settings
-from bids_app.synthesis.inference import load_generator, synthesize
+from bids_app.synthesis.inference import load_generator, predict, synthesize
+from bids_app.synthesis.losses import build_generator
+from bids_app.synthesis.models import MODELS
+
+
+def networks(t1w: np.ndarray, rows: tuple[str, ...]) -> None:
+    """Print the time of one PET by networks in both precisions, the fastest of three turns."""
+    print("| | float32, s | bfloat16, s | ratio | dB apart |\n|---|---|---|---|---|")
+    for name in rows:
+        generator = build_generator(MODELS[name]).eval()
+        took: dict[torch.dtype, float] = {}
+        pets = {}
+        for _ in range(3):
+            for dtype in (torch.float32, torch.bfloat16):
+                start = time.perf_counter()
+                pets[dtype] = predict(t1w, generator, MODELS[name].tiling, dtype=dtype)
+                seconds = time.perf_counter() - start
+                took[dtype] = min(seconds, took.get(dtype, seconds))
+        full, half = took[torch.float32], took[torch.bfloat16]
+        error = np.mean((pets[torch.float32] - pets[torch.bfloat16]) ** 2)
+        cells = f"{full:.1f} | {half:.1f} | {full / half:.2f} | {-10 * np.log10(error):.0f}"
+        print(f"| {name} | {cells} |")
 
 
 def main() -> None:
-    """Print the time, and the peak memory of the process."""
+    """Print times, and the peak memory of the process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     torch.set_num_threads(parser.parse_args().threads)
@@ -30,7 +54,8 @@ def main() -> None:
     )
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{pet.shape} in {seconds:.1f} s, peak {peak:.2f} GiB")
+    print(f"default generator: {pet.shape} in {seconds:.1f} s, peak {peak:.2f} GiB\n")
+    networks(t1w, ("semi3d-gan-mse", "patch3d-gan-mse"))
 
 
 if __name__ == "__main__":
