@@ -48,6 +48,7 @@ def run(*words: object, out: Path, **environment: str) -> dict[str, float]:
             [str(word) for word in words],
             stdout=sink,
             stderr=subprocess.STDOUT,
+            cwd=out.parent,  # not in a checkout, whose package processes of another would import
             env={**os.environ, **environment},
         )
         wall = 0.0
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="checkout of an earlier version, with .venv")
     parser.add_argument("--turns", type=int, default=2)
     given = parser.parse_args()
+    given.work = given.work.resolve()
     given.work.mkdir(parents=True, exist_ok=True)
     checkouts = {"now": HERE.parent}
     if given.before:
