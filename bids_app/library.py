@@ -109,7 +109,7 @@ def register_to_mni(
     options += ["--sloppy"] if quick else []
     words = ["quick", *images, str(root), *options]
     done = subprocess.run(
-        [sys.executable, "-m", "mri2pet", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "mri2pet", *words], capture_output=True, text=True, check=False
     )
     if done.returncode:
         messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

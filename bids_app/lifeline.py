@@ -79,10 +79,11 @@ def tied(command: Sequence[str]) -> list[str]:
 def start_fork_server() -> None:
     """Start the server that forks worker processes, unless it runs; it ends with this process.
 
-    Neither the server nor its workers receive the signals of Ctrl-C or of a closed terminal: this
-    process does, and ends them.
+    It imports nothing from the current folder, where a user's ``random.py`` would come before
+    Python's. Neither the server nor its workers receive the signals of Ctrl-C or of a closed
+    terminal: this process does, and ends them.
     """
-    os.environ[OWNER] = str(os.getpid())
+    os.environ.update({OWNER: str(os.getpid()), "PYTHONSAFEPATH": "1"})
     forkserver.set_forkserver_preload([FORK_SERVER])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINALS)
     try:

@@ -263,6 +263,26 @@ def test_last_acts_are_done_when_a_run_is_told_to_end(begin, tmp_path):
     assert not (tmp_path / "over").exists()
 
 
+def test_workers_import_nothing_from_the_current_folder(tmp_path):
+    for name in ("random", "bids_app"):  # a user's file, and the checkout of another version
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError(__file__)")
+    script = tmp_path / "elsewhere" / "script.py"
+    script.parent.mkdir()
+    script.write_text(
+        "from multiprocessing import get_context\n"
+        "from bids_app.lifeline import start_fork_server\n"
+        "if __name__ == '__main__':\n"
+        "    start_fork_server()\n"
+        "    worker = get_context('forkserver').Process(target=print, args=('worked',))\n"
+        "    worker.start()\n"
+        "    worker.join()\n"
+    )
+    run = subprocess.run(
+        [sys.executable, script], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (run.stdout, run.stderr) == ("worked\n", "")
+
+
 def test_handlers_are_as_before_when_the_block_ends():
     before = [signal.getsignal(number) for number in lifeline.STOPPING]
     with lifeline.ended_by_signals("gone"):
