@@ -129,7 +129,8 @@ def slab(given: argparse.Namespace) -> str:
                 log = work / f"{name}-{controls}-{turn}.txt"
                 options = ("--controls", controls, "--patients", 17, "--threads", 1)
                 run(python, benchmark, work, *options, "--slices", 2, out=log, **ONE_THREAD)
-                rows = [line.rsplit(": ", 1) for line in log.read_text().splitlines()]
+                text = log.read_text().replace("memory at most", "peak memory")  # name in 0.1
+                rows = [line.rsplit(": ", 1) for line in text.splitlines()]
                 found = {row[0]: float(row[1]) for row in rows if row[0] in (*told, "slab, voxels")}
                 each = [1e6 * found[key] / found["slab, voxels"] for key in told[1:3]]
                 cells = [f"{found[key]:.4g}" for key in told] + [f"{value:.0f}" for value in each]
