@@ -670,7 +670,7 @@ def describe_copies(visit: Visit, run: ParticipantPlan) -> list[str]:
             sentences.append(
                 f"{scan.path.name} is the same file as "
                 f"{name_some([twin.name for twin in others])}, so one of them shows somebody or "
-                "something else than its name says; replace the wrong one"
+                "something other than its name says; replace the wrong one"
             )
     return sentences
 
