@@ -276,7 +276,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "train")
     add(
         "--models NAME",
-        f"default all: the paper's networks ({', '.join(MODELS)}), and tissue, not a network",
+        f"default all: the paper's networks ({', '.join(MODELS)}), and tissue (not a network)",
         nargs="+",
         choices=TRAINABLE,
     )
