@@ -433,7 +433,9 @@ def refuse_nothing(selection: Selection) -> None:
         return
     problems = problems_of(selection)
     if not problems:
-        raise NothingSelectedError("no image is left after all selections; look at --dry-run")
+        raise NothingSelectedError(
+            "no image is left after all selections; run with --dry-run to see why"
+        )
     raise error_of(problems)
 
 
