@@ -173,10 +173,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 def _add_participant(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "participant")
-    add(
-        "--template NAME",
-        f"TemplateFlow name; the default, {Settings.template}, needs no network",
-    )
+    add("--template NAME", f"TemplateFlow name; the default, {Settings.template}, needs no network")
     add(
         "--bounding-box MM",
         "corners of the grid in template space: x0 y0 z0 x1 y1 z1 in mm, RAS+; default "
