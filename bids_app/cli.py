@@ -146,12 +146,12 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         )
     add(
         "--tracer-label LABEL",
-        "labels of FDG in the dataset, if neither trc- nor TracerName says FDG",
+        "tracer labels (trc-) to use as FDG, if neither they nor TracerName say FDG",
         nargs="+",
     )
     add(
         "--bids-filter-file FILE",
-        'JSON: {"t1w": {"acquisition": "mprage"}, "pet": {"reconstruction": "acdyn"}}',
+        'filters as JSON: {"t1w": {"acquisition": "mprage"}, "pet": {"reconstruction": "acdyn"}}',
         absolute_path,
     )
     add("--bids-database-dir DIR", "where pybids keeps its index", absolute_path)
@@ -173,17 +173,17 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 def _add_participant(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "participant")
-    add("--template NAME", f"of TemplateFlow; the default, {Settings.template}, needs no network")
+    add("--template NAME", f"TemplateFlow name; the default, {Settings.template}, needs no network")
     add(
         "--bounding-box MM",
-        "x0 y0 z0 x1 y1 z1 in mm, RAS+; default "
+        "corners of the grid in template space: x0 y0 z0 x1 y1 z1 in mm, RAS+; default "
         f"{' '.join(f'{side:g}' for side in Settings.bounding_box)}",
         float,
         nargs=BOX_SIDES,
     )
     add(
         "--resolution MM",
-        f"default {FULL_RESOLUTION:g} mm; {SLOPPY_RESOLUTION:g} mm with --sloppy",
+        f"voxel size; default {FULL_RESOLUTION:g} mm, {SLOPPY_RESOLUTION:g} mm with --sloppy",
         positive,
     )
     add(
@@ -227,8 +227,8 @@ def _add_beyond(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "participant, beyond the paper")
     add(
         "--paper",
-        "follow the paper: divide PET by the 99.9th percentile of the brain, not by "
-        "2.5 times its mean; --no-overlap, also for train. group: --direction both "
+        "follow the paper. participant: divide PET by the 99.9th percentile of the brain, not by "
+        "2.5 times its mean; participant and train: --no-overlap; group: --direction both "
         "--score-smoothing 0",
     )
     add(
@@ -238,7 +238,8 @@ def _add_beyond(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--no-overlap",
-        "semi-3D generators: non-overlapping triplets, as in the paper; visible bands between them",
+        "semi-3D generators: non-overlapping triplets, as in the paper, with visible bands "
+        "between them",
         action="store_false",
         dest="overlap",
     )
@@ -272,7 +273,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = _group(parser, "train")
     add(
         "--models NAME",
-        f"default all: the rows of Table 1 ({', '.join(MODELS)}), and tissue, without a network",
+        f"default all: the paper's networks ({', '.join(MODELS)}), and tissue (not a network)",
         nargs="+",
         choices=TRAINABLE,
     )
@@ -288,8 +289,16 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "coefficients: default (the tissue model that comes with mri2pet), the name of one in "
         "OUTPUT_DIR/generators, or a folder; it must not have been trained on any of the controls",
     )
-    add("--epochs N", "maximum; default 200 for semi-3D, 100 for 3D-patch, as in the paper", _count)
-    add("--batch-size N", "default 5 for semi-3D, 10 for 3D-patch, as in the paper", _count)
+    add(
+        "--epochs N",
+        "maximum number; default 200 for semi-3D, 100 for 3D-patch, as in the paper",
+        _count,
+    )
+    add(
+        "--batch-size N",
+        "inputs per step; default 5 for semi-3D, 10 for 3D-patch, as in the paper",
+        _count,
+    )
     add("--width N", "feature maps of the first convolution; default 64", _count)
     add(
         "--patches",
@@ -298,7 +307,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--lpips-weights FILE",
-        "AlexNet and LPIPS v0.1; default: $MRI2PET_LPIPS_WEIGHTS; without them, LPIPS is n/a",
+        "weights of AlexNet and LPIPS v0.1; default: $MRI2PET_LPIPS_WEIGHTS; without them, LPIPS "
+        "is n/a",
         absolute_path,
     )
 
@@ -363,14 +373,18 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
         f"share of outliers among the controls (one-class SVM); default {Settings.nu:g}",
         _share,
     )
-    add("--clusters N", f"to keep per patient; default {Settings.clusters}", _count)
+    add("--clusters N", f"clusters to keep per patient; default {Settings.clusters}", _count)
     add(
         "--expected-false N",
-        "keep only clusters with a score that, on average, at most N clusters (such as 0.5 or 1) "
-        "of a held-out control reach; never more than --clusters",
+        "keep clusters down to the score that N clusters (such as 0.5 or 1) of a held-out control "
+        "reach on average; never more than --clusters",
         positive,
     )
-    add("--min-cluster-size MM3", f"default {Settings.min_cluster_size:g} mm³", not_negative)
+    add(
+        "--min-cluster-size MM3",
+        f"least volume of a cluster; default {Settings.min_cluster_size:g} mm³",
+        not_negative,
+    )
     add(
         "--cluster-extent SHARE",
         f"share of the brain above each map's threshold; default {Settings.cluster_extent:g}",
@@ -378,10 +392,10 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--atlas NAME",
-        "names for clusters: an atlas of TemplateFlow, such as Schaefer2018:200Parcels7Networks, "
-        "or two files, a label image in the template's space and a table of the names of its "
-        "labels (columns index and name); default: the coarse atlas of lobes and nuclei that comes "
-        "with the app (MNI space)",
+        "atlas that names the places of clusters: one of TemplateFlow, such as "
+        "Schaefer2018:200Parcels7Networks, or two files, a label image in the template's space and "
+        "a table of the names of its labels (columns index and name); default: the coarse atlas of "
+        "lobes and nuclei that comes with the app (MNI space)",
         nargs="+",
     )
 
@@ -403,9 +417,9 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         dest="mem_gb",
     )
     add("--low-mem", "accepted, without effect: memory does not grow with the number of scans")
-    add("--device", "auto (the default), cpu, cuda or cuda:N", _device)
+    add("--device", "device for networks: auto (the default), cpu, cuda or cuda:N", _device)
     add("--use-plugin FILE", "JSON or YAML with plugin and plugin_args of nipype", absolute_path)
-    add("-w --work-dir DIR", "default: OUTPUT_DIR/.work", absolute_path)
+    add("-w --work-dir DIR", "intermediate files; default: OUTPUT_DIR/.work", absolute_path)
     add("--clean-workdir", "delete intermediate files after success")
     add("--stop-on-first-crash", "stop the run at the first participant that fails")
     add(
@@ -513,7 +527,7 @@ examples:
   mri2pet quick T1W.nii.gz PET.nii.gz OUT    one person, no BIDS dataset needed
 
 Give BIDS_DIR, OUTPUT_DIR and the level first: some options take several values.
-Underscores (--participant_label) work, too. See also mri2pet-simulate, -import, -fetch -h.
+Underscores (--participant_label) work, too. See also mri2pet-simulate, -import and -fetch.
 
 exit codes:
   0 done; 1 some participant failed; 16 not valid BIDS; 17 unknown level; 18 nothing

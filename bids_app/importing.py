@@ -330,7 +330,7 @@ def build_parser() -> Parser:
         prog="mri2pet-import",
         allow_abbrev=False,
         description="Import a generator trained with pytorch-CycleGAN-and-pix2pix, for mri2pet "
-        "participant --generator FOLDER. docs/training.md says which can be used.",
+        "participant --generator FOLDER. docs/training.md says which networks can be used.",
         epilog="Exit codes: 0 done; 64 usage; 65 unusable data; 66 input missing; 73 cannot create "
         "output; 74 read or write error.",
     )
@@ -346,7 +346,7 @@ def build_parser() -> Parser:
     add = partial(add_option, parser)
     add(
         "--trained-on TEXT",
-        "description of its training data, which all reports show; required",
+        "description of its training data, shown in all reports; required",
         _text,
         required=True,
     )

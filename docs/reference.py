@@ -273,8 +273,8 @@ def explained_errors() -> str:
         "errors](faq.md#errors-that-come-up-most).\n"
         + table("code", "meaning", "what to do", rows=exit_codes())
         + "\nBelow are the messages of each code, grouped by what they tell you to do; … stands "
-        "for what differs from run to run. A participant who fails does not end a run: its exit "
-        "code is then 1, and that of the message only if nobody is left.\n"
+        "for what differs from run to run. A participant who fails does not end a run: the "
+        "exit code of the run is then 1, or that of the message if nobody is left.\n"
     )
     found = sentences()
     for one in error_classes():

@@ -955,7 +955,9 @@ def test_numbers_that_may_be_codes_are_told_of(out, rng):
 def test_whoever_has_an_age_that_is_none_is_left_out(out, code):
     people = adjust(out, {"Age": ["30", "45", "61", code, "50"]})
     assert labels(people.patients) == ["p2"]
-    assert the_problem(people, "p1", f"has Age {code}, which is no age in years; correct it") == 65
+    assert (
+        the_problem(people, "p1", f"has Age {code}, which is not an age in years; correct it") == 65
+    )
     assert not adjust(out, {"agent": ["3", "45", "61", "-4", "50"]}).problems
 
 

@@ -168,7 +168,7 @@ def test_synthetic_pet_in_the_training_is_the_first_thing_that_is_said(cohort):
     ("told", "why"),
     [
         ("PET SIMULATED on label maps.", "trained on simulated images"),
-        ("A demonstration, to try with.", "for demonstration"),
+        ("A demonstration, to try with.", "meant for demonstration"),
     ],
 )
 def test_a_demonstration_that_made_the_synthetic_pet_is_told_before_all_else(

@@ -159,7 +159,7 @@ def _find(
             if ending == suffix and extension in extensions and _fits(entities, scan, wanted):
                 if (entities.get("sub"), entities.get("ses")) != (scan.subject, session):
                     raise UnusableDataError(
-                        f"{path}: its name and its folder are of different participants or "
+                        f"{path}: its name and its folder belong to different participants or "
                         "sessions; move it to where it belongs"
                     )
                 fitting.append((-len(entities), path.name, path))

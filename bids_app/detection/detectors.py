@@ -118,8 +118,9 @@ DETECTORS = {  # in the order in which they are shown
     "combined": Detector(
         label="z + asymmetry",
         meaning="mean of the z score and of the left-right asymmetry of uptake, both as Crawford "
-        "and Howell's t. It is less sensitive to bilateral and midline lesions, also scores high "
-        "opposite a change in the other direction, and needs a symmetric template",
+        "and Howell's t. It is less sensitive to bilateral and midline lesions, needs a symmetric "
+        "template, and also gives high scores to healthy tissue opposite a change in the other "
+        "direction",
         score="Mean of two Crawford-Howell t, of uptake and of left-right asymmetry; less "
         "sensitive to bilateral and midline lesions than to others",
         statmap="mean of the Crawford-Howell t of uptake and of that of left-right asymmetry, "

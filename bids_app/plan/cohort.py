@@ -500,7 +500,7 @@ def _refuse_copies(controls: Sequence[Participant], patients: Sequence[Participa
             if other != subject.label and other in known:
                 raise UnusableDataError(
                     f"{image.name}: was made from the same raw file as an image of sub-{other}, so "
-                    "one of them shows somebody else than its name says; replace the wrong raw "
+                    "one of them shows somebody other than its name says; replace the wrong raw "
                     "image and run the participant level again, or leave the wrong one out (both "
                     "if you cannot tell): --exclude-participant-label "
                     f"{subject.label} {other}"

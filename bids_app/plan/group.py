@@ -610,8 +610,8 @@ def _with_cells(
             )
         elif wrong:
             error = UnusableDataError(
-                f"participants.tsv has {', '.join(wrong)}, which is no age in years; correct it "
-                "or write n/a, and run the participant level again"
+                f"participants.tsv has {', '.join(wrong)}, which is not an age in years; correct "
+                "it or write n/a, and run the participant level again"
             )
         else:
             kept.append(participant)

@@ -433,7 +433,9 @@ def refuse_nothing(selection: Selection) -> None:
         return
     problems = problems_of(selection)
     if not problems:
-        raise NothingSelectedError("no image is left after all selections; look at --dry-run")
+        raise NothingSelectedError(
+            "no image is left after all selections; run with --dry-run to see why"
+        )
     raise error_of(problems)
 
 
@@ -670,7 +672,7 @@ def describe_copies(visit: Visit, run: ParticipantPlan) -> list[str]:
             sentences.append(
                 f"{scan.path.name} is the same file as "
                 f"{name_some([twin.name for twin in others])}, so one of them shows somebody or "
-                "something else than its name says; replace the wrong one"
+                "something other than its name says; replace the wrong one"
             )
     return sentences
 

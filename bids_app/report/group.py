@@ -378,8 +378,8 @@ def _calibration(detected: Detected) -> list[str]:
         elif n_controls < FEW:
             sentences.append(
                 f"{sets}: only {count_noun(n_controls, 'control')} "
-                f"{'was' if n_controls == 1 else 'were'} held out, so expected counts come in "
-                f"steps of {1 / n_controls:.3g}."
+                f"{'was' if n_controls == 1 else 'were'} held out, so expected numbers of "
+                f"clusters come in steps of {1 / n_controls:.3g}."
             )
     return sentences
 
@@ -539,10 +539,10 @@ def _detectors(detected: Detected) -> dict[str, object]:
 VERDICTS: Final = {
     "alike": "Detectors that were trained on real PET score synthetic PET and real PET of held-out "
     "controls similarly",
-    "too typical": "Synthetic PET is more typical than real PET of healthy people. Detectors that "
+    "too typical": "Synthetic PET is more typical than real PET of healthy people. Detectors "
     "trained on it treat normal variation as abnormal; compare clusters with those of held-out "
     "controls",
-    "too unusual": "Synthetic PET is more unusual than real PET of healthy people. Detectors that "
+    "too unusual": "Synthetic PET is more unusual than real PET of healthy people. Detectors "
     "trained on it treat as normal what no healthy person shows; train the generator longer or on "
     "more controls, or use --training-set real",
 }

@@ -234,9 +234,9 @@ def describe_demonstration(*texts: str) -> str:
     >>> describe_demonstration("Research.", "T1w and PET SIMULATED on label maps.")
     'trained on simulated images'
     >>> describe_demonstration("A demonstration.", "Simulated images.")
-    'for demonstration and trained on simulated images'
+    'meant for demonstration and trained on simulated images'
     """
-    words = {"demonstrat": "for demonstration", "simulat": "trained on simulated images"}
+    words = {"demonstrat": "meant for demonstration", "simulat": "trained on simulated images"}
     reasons = [reason for word, reason in words.items() if word in " ".join(texts).lower()]
     return " and ".join(reasons)
 
