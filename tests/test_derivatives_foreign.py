@@ -428,6 +428,20 @@ def test_images_in_mni_space_are_taken_with_or_without_a_mask(tmp_path, raw, hea
     assert len(select(raw, **{name: root})[0]["01"].t1w.derived.files) == 2
 
 
+@pytest.mark.parametrize(("sessions", "taken"), [(["M000"], True), (["M000", "M018"], False)])
+def test_the_only_session_of_another_app_is_that_of_a_dataset_without(
+    tmp_path, raw, head, sessions, taken
+):
+    add_pet(raw, "02", np.random.default_rng(0))
+    for session in sessions:
+        for datatype, suffix in (("anat", "T1w"), ("pet", "pet")):
+            add_in_mni(tmp_path / "caps", "02", datatype, suffix, head, session=session)
+    visit = select(raw, clinica=tmp_path / "caps")[0]["02"]
+    derived = [image.derived for image in (visit.t1w, *visit.pets)]
+    assert [one is not None for one in derived] == [taken, taken]
+    assert taken or "clinica has no preprocessed T1w of sub-02, so both" in visit.notes[0]
+
+
 def test_the_name_of_a_ratio_tells_its_unit_unless_its_sidecar_does(tmp_path, raw, head):
     add_in_mni(tmp_path / "caps", "01", "anat", "T1w", head, session="a")
     path = add_in_mni(tmp_path / "caps", "01", "pet", "pet", head, session="a")

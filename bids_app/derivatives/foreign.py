@@ -124,10 +124,16 @@ def _fits(entities: Mapping[str, str], scan: Scan, wanted: Wanted) -> bool:
 
 
 def _folders(root: Path, scan: Scan, datatype: str) -> list[Folder]:
-    """List folders for derivatives of a raw image; all sessions may share one anatomy."""
+    """List folders for derivatives of a raw image; all sessions may share one anatomy.
+
+    A raw image without session is also that of the only session that the other app knows: Clinica
+    names one where a dataset has none.
+    """
     top = root / f"sub-{scan.subject}"
     if scan.session is None:
-        return [(top / datatype, None)]
+        sessions = [path for path in top.glob("ses-*") if path.is_dir()]
+        only = [(path / datatype, path.name.removeprefix("ses-")) for path in sessions]
+        return [(top / datatype, None), *(only if len(only) == 1 else [])]
     of_session = (top / f"ses-{scan.session}" / datatype, scan.session)
     return [of_session, (top / datatype, None)] if datatype == "anat" else [of_session]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from nipype.pipeline.engine import Workflow
 
 from bids_app import nifti
-from bids_app.arguments import PREPROCESSED, WITH_PET
+from bids_app.arguments import IN_TEMPLATE, PREPROCESSED, WITH_PET
 from bids_app.dataset.index import frame_durations, frame_starts
 from bids_app.dataset.selection import select
 from bids_app.derivatives.description import dataset_names
@@ -310,7 +310,9 @@ def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
     usable = [app for app, t1w in t1ws.items() if all(pets[app]) or not t1w.in_template]
     if not usable:
         names = " or ".join(name for name, _, _ in t1ws or apps)
-        lacks = "PET in the space of its T1w" if t1ws else "preprocessed T1w with a brain mask"
+        in_mni = all(name in IN_TEMPLATE for name, _, _ in apps)
+        lacks = "preprocessed T1w" + ("" if in_mni else " with a brain mask")
+        lacks = "PET in the space of its T1w" if t1ws else lacks
         note = (
             f"{names} has no {lacks} of {label_of(visit)}, so both are computed from the raw images"
         )
