@@ -420,7 +420,7 @@ def test_images_in_mni_space_are_taken_with_or_without_a_mask(tmp_path, raw, hea
     app = "Clinica" if caps else "the dataset mni"
     assert visits["01"].notes == (
         f"T1w in MNI space is taken from {app}, and not registered again",
-        f"sub-01_ses-a_trc-18FFDG_pet.nii.gz: is taken from {app}, in T1w space",
+        f"sub-01_ses-a_trc-18FFDG_pet.nii.gz: is taken from {app}, in MNI space",
     )
     assert visits["02"].t1w.derived is None
     place = t1w.name.replace("desc-Crop_", "").replace("T1w.nii.gz", "desc-brain_mask.nii.gz")

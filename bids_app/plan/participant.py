@@ -383,7 +383,8 @@ def _describe_pets(
     """Describe which PETs were taken from other apps, and which were expected, but not found."""
     for pet, header in pets:
         if pet.derived is not None:
-            yield f"{pet.path.name}: is taken from {pet.derived.app}, in T1w space"
+            space = "MNI" if pet.derived.in_template else "T1w"
+            yield f"{pet.path.name}: is taken from {pet.derived.app}, in {space} space"
             if chosen and _is_one_volume(pet, header):
                 yield (
                     f"{pet.path.name}: {pet.derived.app} has made a single volume, which is used "
