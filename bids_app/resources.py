@@ -171,6 +171,20 @@ def compile_for_all(
         environment.update(zip(NUMBA_CPU, (BASELINE, ""), strict=True))
 
 
+def keep_code_below_home(environment: MutableMapping[str, str]) -> None:
+    """Make numba keep machine code in the user's cache rather than beside the package.
+
+    There, it would outlive an uninstalled package, and hide one that is installed with ``pip
+    install --editable`` afterwards. Nothing changes if the environment already sets numba's cache,
+    or has no home directory. Call this before numba is imported.
+    """
+    cache = environment.get("XDG_CACHE_HOME", "")
+    if not cache and environment.get("HOME"):
+        cache = f"{environment['HOME']}/.cache"
+    if cache:
+        environment.setdefault("NUMBA_CACHE_DIR", f"{cache}/mri2pet/numba")
+
+
 def _torch_uses_cuda() -> bool:
     """Check from torch's files whether it was built with CUDA, as importing it takes seconds."""
     spec = find_spec("torch")
@@ -324,7 +338,12 @@ def writable_caches(environment: MutableMapping[str, str]) -> Iterator[Path | No
     """
     home = environment.get("HOME") or os.devnull  # not a folder
     places = {name: Path(environment.get(name) or home) for name in VARIABLES}
-    barred = {name: place for name, place in places.items() if not is_writable(place)}
+    # Libraries create their folders below HOME when they need them
+    owners = {
+        name: Path(home) if place.is_relative_to(home) and not place.exists() else place
+        for name, place in places.items()
+    }
+    barred = {name: place for name, place in places.items() if not is_writable(owners[name])}
     if Path(home).is_dir() and not os.access(home, os.R_OK | os.X_OK):  # pybids reads it
         barred["HOME"] = Path(home)
     if not barred:

@@ -232,6 +232,20 @@ def test_numba_compiles_for_all_cpus_like_this_one(tmp_path, flags, environment,
     assert now == expected
 
 
+@pytest.mark.parametrize(
+    ("environment", "cache"),
+    [
+        ({"HOME": "/home/a"}, "/home/a/.cache/mri2pet/numba"),
+        ({"HOME": "/home/a", "XDG_CACHE_HOME": "/scratch"}, "/scratch/mri2pet/numba"),
+        ({"HOME": "/home/a", "NUMBA_CACHE_DIR": "/own"}, "/own"),
+        ({}, None),
+    ],
+)
+def test_machine_code_is_kept_in_the_cache_of_the_user(environment, cache):
+    resources.keep_code_below_home(environment)
+    assert environment.get("NUMBA_CACHE_DIR") == cache
+
+
 def test_numba_is_told_before_it_is_imported():
     code = (
         "import os; import bids_app.detection.smo; from numba import config;"

@@ -24,6 +24,28 @@ def test_places_that_can_be_written_to_stay(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["own"]
 
 
+def test_a_folder_that_is_yet_to_be_made_below_home_stays(tmp_path):
+    environment = {"HOME": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / ".cache" / "numba")}
+    with writable_caches(environment) as made:
+        assert made is None
+
+
+def test_machine_code_does_not_stay_beside_a_package_that_may_be_uninstalled(tmp_path):
+    script = """
+import numpy as np
+from bids_app.detection.oneclass import VoxelwiseOneClassSVM
+VoxelwiseOneClassSVM(threads=1).fit(np.random.default_rng(0).random((2, 5, 3), np.float32))
+"""
+    inherited = {name: value for name, value in os.environ.items() if "CACHE" not in name}
+    environment = {**inherited, "HOME": str(tmp_path), "NUMBA_DEBUG_CACHE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, check=True, text=True, capture_output=True
+    )
+    saved = [line for line in done.stdout.splitlines() if "data saved to" in line]
+    assert saved
+    assert all(str(tmp_path / ".cache" / "mri2pet") in line for line in saved)
+
+
 @pytest.mark.parametrize("home", [{}, {"HOME": ""}, {"HOME": "/proc"}, {"HOME": "/no/such/folder"}])
 def test_without_a_home_there_are_places_for_a_while(home):
     environment = dict(home)
