@@ -74,7 +74,7 @@ def test_people_of_earlier_calls_stay_and_a_pet_that_is_not_given_again_goes(fil
         (["--sloppy", "a.nii", "out"], 64, "0 paths given"),
         (["-a.nii", "out"], 64, "a name that begins with - is written ./-NAME"),
         (["{mine}/none.nii.gz", "{mine}/out"], 66, "none.nii.gz: no such file"),
-        (["{mine}/scan.dcm", "{mine}/out"], 65, "convert it to one of them; DICOM"),
+        (["{mine}/scan.dcm", "{mine}/out"], 65, "convert it to one of them (DICOM"),
         (["{mine}", "{mine}/out"], 65, "is a folder; give the image in it"),
         (["{mine}/pet.nii", "{mine}/pet.nii", "{mine}/out"], 64, "as T1w and as PET"),
         (["{mine}/pet.nii", "{mine}/scan.dcm"], 73, "scan.dcm: is a file"),
