@@ -293,7 +293,8 @@ def _resident(process: psutil.Process) -> int:
 
 
 VARIABLES = ("MPLCONFIGDIR", "NUMBA_CACHE_DIR")  # by default, below HOME
-NIPYPE = "NIPYPE_CONFIG_DIR"  # folder of a user's nipype.cfg
+# Where a user's nipype.cfg and matplotlibrc lie
+CONFIGURATIONS = ("NIPYPE_CONFIG_DIR", "MATPLOTLIBRC")
 
 
 def is_writable(folder: Path) -> bool:
@@ -311,8 +312,8 @@ def writable_caches(environment: MutableMapping[str, str]) -> Iterator[Path | No
 
     In a container, caches are filled but read-only; numba and matplotlib then do not use them, and
     take seconds longer in each process. They are given copies in a temporary folder instead.
-    Writable folders are left as they are. A user's ``nipype.cfg`` is hidden, because its settings
-    decide which steps are repeated, and some end a run.
+    Writable folders are left as they are. A user's ``nipype.cfg`` and ``matplotlibrc`` are hidden,
+    because their settings decide which steps are repeated, change the locale, and may end a run.
 
     Parameters
     ----------
@@ -329,8 +330,8 @@ def writable_caches(environment: MutableMapping[str, str]) -> Iterator[Path | No
     barred = {name: place for name, place in places.items() if not is_writable(place)}
     if Path(home).is_dir() and not os.access(home, os.R_OK | os.X_OK):  # pybids reads it
         barred["HOME"] = Path(home)
-    with _restored(environment, [NIPYPE, *barred]):
-        environment[NIPYPE] = os.devnull
+    with _restored(environment, [*CONFIGURATIONS, *barred]):
+        environment.update(dict.fromkeys(CONFIGURATIONS, os.devnull))
         if not barred:
             yield None
             return
