@@ -61,7 +61,6 @@ ENV PATH=/opt/mri2pet/bin:/opt/dependencies/bin:/usr/local/bin:/usr/local/sbin:/
     PYTHONDONTWRITEBYTECODE=1 \
     MPLCONFIGDIR=/opt/mri2pet/cache/matplotlib \
     NIPYPE_NO_ET=1 \
-    NIPYPE_CONFIG_DIR=/opt/mri2pet/cache/nipype \
     NUMBA_CACHE_DIR=/opt/mri2pet/cache/numba \
     TEMPLATEFLOW_HOME=/opt/mri2pet/templateflow \
     TEMPLATEFLOW_AUTOUPDATE=off \

@@ -43,7 +43,8 @@ def claimed(folder: Path, names: Collection[str], *, command: str, date: str) ->
     Raises
     ------
     CannotCreateError
-        If a running process has claimed one of these parts; the message names it.
+        If a running process has claimed one of these parts; the message names it. Also if the claim
+        of another user's run cannot be read.
     ReadWriteError
         If the folder cannot be written to.
     """
@@ -60,7 +61,7 @@ def claimed(folder: Path, names: Collection[str], *, command: str, date: str) ->
         for other in sorted(claims_folder.glob("*.json")):
             _refuse_overlap(folder, other, names)
         write_json(path, claim)
-        handle = path.open()
+        handle = path.open("r+")  # NFS locks only what is open for writing
         is_locked = _is_locked_by(handle, fcntl.LOCK_EX)
     try:
         with handle, call_on_signal(partial(path.unlink, missing_ok=True)):
@@ -95,6 +96,11 @@ def _refuse_overlap(folder: Path, other: Path, names: Collection[str]) -> None:
             _is_locked_by(handle, fcntl.LOCK_SH)
     except BlockingIOError:
         _refuse(folder, other, names)
+    except PermissionError as error:
+        raise CannotCreateError(
+            f"{other}: no permission to read which participants a run of another user is working "
+            "on; wait until it has ended, or, if it was killed, delete this file"
+        ) from error
     except OSError:  # it has just ended
         return
     else:

@@ -348,10 +348,11 @@ def locked(folder: Path) -> Iterator[None]:
     ReadWriteError
         If the lock file cannot be created.
     """
+    path = folder / ".mri2pet.lock"
     try:
-        handle = (folder / ".mri2pet.lock").open("w")
+        handle = path.open("w")
     except OSError as error:
-        raise ReadWriteError(f"{folder}: cannot be written to ({error.strerror})") from error
+        raise ReadWriteError(f"{path}: cannot be written to ({error.strerror})") from error
     with handle:  # closing it releases the lock
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX)
@@ -384,7 +385,7 @@ def remove_partials(folder: Path, *, below: bool = False) -> None:
     """
     for path in folder.rglob(".*") if below else folder.glob(".*"):
         if PARTIAL.match(path.name):
-            with suppress(OSError), path.open("rb") as partial:
+            with suppress(OSError), path.open("r+b") as partial:  # as NFS needs for a lock
                 fcntl.flock(partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
 

@@ -98,7 +98,8 @@ def _refuse(path: Path) -> None:
         raise UnusableDataError(f"{path}: is a folder; give the image in it")
     if not path.name.lower().endswith(ENDINGS):
         raise UnusableDataError(
-            f"{path}: neither .nii nor .nii.gz; convert DICOM images first, for example by dcm2niix"
+            f"{path}: neither .nii nor .nii.gz; convert it to one of them (DICOM images, for "
+            "example, by dcm2niix)"
         )
 
 
@@ -272,7 +273,10 @@ def _run(argv: Sequence[str]) -> int:
     paths = [Path(word).absolute() for word in argv[:first]]
     if not FEWEST_PATHS <= len(paths) <= MOST_PATHS:
         given = f"{len(paths)} path{'s' * (len(paths) != 1)}"
-        parser.error(f"{given} given; use T1W OUT or T1W PET OUT, and options after them")
+        parser.error(
+            f"{given} given; use T1W OUT or T1W PET OUT, and options after them (a name that "
+            "begins with - is written ./-NAME)"
+        )
     refuse_lost_folder()
     t1w, *pets, out = paths
     for path in (t1w, *pets):

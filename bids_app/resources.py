@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -306,7 +306,9 @@ def _resident(process: psutil.Process) -> int:
     return total
 
 
-VARIABLES = ("MPLCONFIGDIR", "NIPYPE_CONFIG_DIR", "NUMBA_CACHE_DIR")  # by default, below HOME
+VARIABLES = ("MPLCONFIGDIR", "NUMBA_CACHE_DIR")  # by default, below HOME
+# Where a user's nipype.cfg and matplotlibrc lie
+CONFIGURATIONS = ("NIPYPE_CONFIG_DIR", "MATPLOTLIBRC")
 
 
 def is_writable(folder: Path) -> bool:
@@ -324,7 +326,8 @@ def writable_caches(environment: MutableMapping[str, str]) -> Iterator[Path | No
 
     In a container, caches are filled but read-only; numba and matplotlib then do not use them, and
     take seconds longer in each process. They are given copies in a temporary folder instead.
-    Writable folders are left as they are.
+    Writable folders are left as they are. A user's ``nipype.cfg`` and ``matplotlibrc`` are hidden,
+    because their settings decide which steps are repeated, change the locale, and may end a run.
 
     Parameters
     ----------
@@ -346,28 +349,36 @@ def writable_caches(environment: MutableMapping[str, str]) -> Iterator[Path | No
     barred = {name: place for name, place in places.items() if not is_writable(owners[name])}
     if Path(home).is_dir() and not os.access(home, os.R_OK | os.X_OK):  # pybids reads it
         barred["HOME"] = Path(home)
-    if not barred:
-        yield None
-        return
-    before = {name: environment.get(name) for name in barred}
-    with (
-        tempfile.TemporaryDirectory(prefix="mri2pet-", ignore_cleanup_errors=True) as root,
-        call_on_signal(partial(shutil.rmtree, root, ignore_errors=True)),
-    ):
-        for name, place in barred.items():
-            replacement = Path(root) / name.lower()
-            replacement.mkdir()
-            if environment.get(name) and name != "HOME":
-                _copy(place, replacement)
-            environment[name] = str(replacement)
-        try:
+    with _restored(environment, [*CONFIGURATIONS, *barred]):
+        environment.update(dict.fromkeys(CONFIGURATIONS, os.devnull))
+        if not barred:
+            yield None
+            return
+        with (
+            tempfile.TemporaryDirectory(prefix="mri2pet-", ignore_cleanup_errors=True) as root,
+            call_on_signal(partial(shutil.rmtree, root, ignore_errors=True)),
+        ):
+            for name, place in barred.items():
+                replacement = Path(root) / name.lower()
+                replacement.mkdir()
+                if environment.get(name) and name != "HOME":
+                    _copy(place, replacement)
+                environment[name] = str(replacement)
             yield Path(root)
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    environment.pop(name, None)
-                else:
-                    environment[name] = value
+
+
+@contextmanager
+def _restored(environment: MutableMapping[str, str], names: Iterable[str]) -> Iterator[None]:
+    """Restore variables of an environment when the block ends."""
+    before = {name: environment.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                environment.pop(name, None)
+            else:
+                environment[name] = value
 
 
 def _copy(place: Path, target: Path) -> None:

@@ -43,7 +43,7 @@ missing() {
 }
 
 caches() {
-    mkdir -p "$prefix/cache/matplotlib" "$prefix/cache/numba" "$prefix/cache/nipype"
+    mkdir -p "$prefix/cache/matplotlib" "$prefix/cache/numba"
     TEMPLATEFLOW_HOME=$prefix/templateflow "$needed/bin/python" -c "import templateflow"  # creates its folder
     # -P: import the installed mri2pet, not the one in this folder, because numba's cache depends on paths
     MPLCONFIGDIR=$prefix/cache/matplotlib NUMBA_CACHE_DIR=$prefix/cache/numba "$needed/bin/python" -P -c "

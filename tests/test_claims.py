@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from bids_app.cli import main
 from bids_app.console import Console
 from bids_app.derivatives.description import RunRecord
 from bids_app.errors import CannotCreateError
+from bids_app.files import remove_partials
 from bids_app.settings import Settings
 
 HOLD = """
@@ -115,6 +117,44 @@ def test_a_disk_without_locks_is_told_of(tmp_path, monkeypatch, capsys):
     with hold(settings, run_record, Console(), results=["sub-01"], intermediate=["sub-01"]):
         pass
     assert capsys.readouterr().err.count("locks; do not start a second run") == 2
+
+
+def test_claims_are_locked_on_nfs(tmp_path, monkeypatch):
+    """NFS locks exclusively only what is open for writing: flock(2)."""
+    real = fcntl.flock
+
+    def nfs(handle, operation):
+        if operation & fcntl.LOCK_EX and fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == 0:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", nfs)
+    left = tmp_path / f".{'0' * 32}.sub-01_T1w.nii.gz"
+    left.touch()
+    with claim(tmp_path, "sub-01") as held:
+        assert held
+        with pytest.raises(CannotCreateError), claim(tmp_path, "sub-01"):
+            pass
+    remove_partials(tmp_path)
+    assert not left.exists()
+
+
+def test_a_claim_of_another_user_that_cannot_be_read_is_no_free_place(tmp_path, monkeypatch):
+    """With umask 077: what that run is working on is unknown, and might be the same visit."""
+    real = Path.open
+
+    def shut(path, mode="r", **words):
+        if path.name.startswith("other"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, mode, **words)
+
+    (tmp_path / FOLDER).mkdir()
+    other = tmp_path / FOLDER / "other.json"
+    other.touch()
+    monkeypatch.setattr(Path, "open", shut)
+    with pytest.raises(CannotCreateError, match="no permission to read"), claim(tmp_path, "sub-01"):
+        pass
+    assert other.exists()
 
 
 @pytest.mark.parametrize("shared", ["output_dir", "work_dir"])

@@ -1,4 +1,6 @@
 import json
+import os
+import stat
 from dataclasses import replace
 
 import numpy as np
@@ -107,6 +109,17 @@ def test_what_is_shipped_fits_the_default_grid(tmp_path, sloppy, resolution):
         measured = choice.card.metrics[f"uncertainty_coverage_{percent}"]
         assert measured == pytest.approx(percent / 100, abs=0.08)
         assert 0 < factor < 3
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o002])
+def test_weights_may_be_read_by_those_who_may_read_the_card(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        add_generator(tmp_path / "mine")
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE((tmp_path / "mine" / name).stat().st_mode) for name in (WEIGHTS, CARD)}
+    assert modes == {0o666 & ~umask}
 
 
 # Options beyond the paper

@@ -973,6 +973,17 @@ def test_an_age_is_known_to_be_none_by_the_controls_of_a_detector():
     assert _in_years(["age"], [], {"age": {"levels": ["a", "b"], "shares": [0.5, 0.5]}}) == []
 
 
+def test_one_age_for_scans_of_several_years_is_told_of(out, rng):
+    """The age at the first scan would make the second patient too young at the other."""
+    told = {"age": ["30", "45", "61", "50", "40"]}
+    assert "PETs" not in str(adjust(out, told).notes)
+    for session in ("a", "b"):
+        write_control(out, "p3", rng, session=session)
+    notes = adjust(out, {"age": [*told["age"], "50"]}, p3="patient").notes
+    (note,) = (note for note in notes if "PETs" in note)
+    assert note.startswith("sub-p3: age of participants.tsv counts for all 2 PETs; if it was")
+
+
 def test_a_code_for_a_missing_score_is_told_of(out):
     note, *_ = adjust(out, {"bdi": ["3", "12", "9", "99", "10"]}).notes
     assert note.startswith("--covariates: bdi is 99 in sub-p1, far from all others; if it stands")

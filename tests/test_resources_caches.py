@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_app.resources import VARIABLES, writable_caches
+from bids_app.resources import CONFIGURATIONS, VARIABLES, writable_caches
 
 FUNCTIONS = 3  # functions that smo compiles for its callers: scale, fit, score
 
@@ -20,7 +20,8 @@ def test_places_that_can_be_written_to_stay(tmp_path):
     before = dict(environment)
     with writable_caches(environment) as made:
         assert made is None
-        assert environment == before
+        assert environment == before | dict.fromkeys(CONFIGURATIONS, os.devnull)
+    assert environment == before
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["own"]
 
 
@@ -85,10 +86,77 @@ def test_what_cannot_be_written_to_is_copied(tmp_path, monkeypatch):
         copy = Path(environment["NUMBA_CACHE_DIR"], "deep", "code")
         assert copy.read_bytes() == b"\x00\x01"
         copy.write_bytes(b"new")
-        assert set(environment) == {"HOME", "NUMBA_CACHE_DIR"}
+        assert set(environment) == {"HOME", "NUMBA_CACHE_DIR", *CONFIGURATIONS}
     assert environment["NUMBA_CACHE_DIR"] == str(filled)
     assert (filled / "deep" / "code").read_bytes() == b"\x00\x01"
     filled.chmod(stat.S_IRWXU)
+
+
+HOSTILE = """
+[execution]
+stop_on_first_rerun = true
+use_relative_paths = true
+remove_node_directories = true
+keep_inputs = false
+"""
+SHOW = """
+import os, sys
+from pathlib import Path
+from bids_app.resources import writable_caches
+with writable_caches(os.environ):
+    from nipype.pipeline.engine import Workflow
+    from bids_app.workflows.execution import _make_ready
+    import nipype
+    print(nipype.config.get("execution", "stop_on_first_rerun"))
+    _make_ready(Workflow("w", sys.argv[1]), Path(sys.argv[1], "crashes"), stop_on_first_crash=False)
+    sections = nipype.config._sections["execution"]
+    print(sections["stop_on_first_rerun"], sections["use_relative_paths"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "imported"), [("home/.nipype", "false"), ("here", "true")], ids=["home", "here"]
+)
+def test_nobody_s_nipype_cfg_counts(tmp_path, place, imported):
+    """One for other workflows: it would move results, or end a run where a step is repeated."""
+    for folder in ("home/.nipype", "here"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / place / "nipype.cfg").write_text(HOSTILE)
+    environment = {**os.environ, "HOME": str(tmp_path / "home")}
+    environment.pop("NIPYPE_CONFIG_DIR", None)
+    said = subprocess.run(
+        [sys.executable, "-c", SHOW, tmp_path],
+        cwd=tmp_path / "here",
+        env=environment,
+        check=True,
+        text=True,
+        capture_output=True,
+    ).stdout
+    assert said.split() == [imported, "false", "false"]
+
+
+@pytest.mark.slow
+def test_nobody_s_matplotlibrc_changes_the_locale(tmp_path):
+    """It would write decimal commas in libraries, or end a step where the locale is unknown."""
+    (tmp_path / ".config" / "matplotlib").mkdir(parents=True)
+    rc = tmp_path / ".config" / "matplotlib" / "matplotlibrc"
+    rc.write_text("axes.formatter.use_locale: True\ntext.usetex: True\n")
+    script = """
+import os
+from bids_app.resources import writable_caches
+with writable_caches(os.environ):
+    import matplotlib
+    print(matplotlib.rcParams["text.usetex"], matplotlib.rcParams["font.size"])
+"""
+    environment = {**os.environ, "HOME": str(tmp_path), "LC_ALL": "xx_XX.UTF-8"}
+    for name in ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "MATPLOTLIBRC"):
+        environment.pop(name, None)
+    command = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, check=True, text=True, capture_output=True
+    )
+    assert done.stdout.split() == ["False", "10.0"]
 
 
 @pytest.mark.slow

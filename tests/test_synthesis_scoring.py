@@ -185,6 +185,22 @@ def test_the_mean_pet_is_that_of_its_visits(tmp_path, rng):
         np.testing.assert_allclose(mean, np.mean(pets[: len(some)], axis=0), atol=1e-7)
 
 
+def test_no_brain_is_not_the_absence_of_uptake(tmp_path):
+    """Brains end at different voxels, where the mean would otherwise be too low."""
+    shape, affine = (4, 4, 4), tuple(map(tuple, np.eye(4).tolist()))
+    folders = []
+    for name, uptake, end, hole in (("a", 0.4, 3, None), ("b", 0.6, 2, None), ("c", 0.8, 3, 0)):
+        brain, uncovered = np.zeros(shape, bool), np.zeros(shape, bool)
+        brain[:end] = True
+        if hole is not None:
+            uncovered[hole] = True
+        pet = np.where(brain & ~uncovered, uptake, 0).astype(np.float32)
+        folders.append(tmp_path / name)
+        owner = Owner(name, None, affine)
+        store_volumes(folders[-1], owner, t1w=pet, pet=pet, brain=brain, hole=uncovered)
+    np.testing.assert_allclose(mean_pet(folders)[:, 0, 0], [0.5, 0.6, 0.6, 0], rtol=1e-6)
+
+
 def test_there_is_no_mean_of_nothing():
     with pytest.raises(ValueError, match="no visits"):
         mean_pet([])

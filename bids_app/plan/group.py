@@ -1,6 +1,7 @@
 """Plans of the images that detectors are trained on and applied to: sets, folds and names."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -515,6 +516,7 @@ def take_covariates(settings: Settings, cohort: Subjects, card: DetectorCard | N
     patients, lost = _with_cells(cohort.patients, cells, names, years)
     problems += lost
     notes += _describe_codes([*controls, *patients], cells, names)
+    notes += _describe_repeated(patients, names)
     if description is None:
         # A set of real PET knows nothing of controls without one
         known = [
@@ -638,6 +640,18 @@ def _describe_codes(
                 "participant level again"
             )
     return notes
+
+
+def _describe_repeated(patients: Sequence[Participant], names: Sequence[str]) -> list[str]:
+    """Describe patients with several PETs, for whom ``participants.tsv`` has one value each."""
+    counts = Counter(patient.label for patient in patients)
+    return [
+        f"sub-{label}: {', '.join(names)} of participants.tsv counts for all {count} PETs; if it "
+        "was different at one, write that value there, run the participant level again, and map "
+        "that session alone (--session-label)"
+        for label, count in counts.items()
+        if count > 1
+    ]
 
 
 def _describe(controls: Mapping[str, Sequence[Cell]]) -> Description:

@@ -43,8 +43,9 @@ def save_generator(generator: nn.Module, card: Card, folder: Path) -> Card:
     weights = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
     try:
         with replacing(folder / WEIGHTS) as partial:
+            usual = partial.stat().st_mode  # as the umask says
             save_file(weights, partial)
-            partial.chmod(0o644)  # safetensors makes it readable by its owner only
+            partial.chmod(usual)  # safetensors makes it readable by its owner only
     except (OSError, SafetensorError) as error:
         raise ReadWriteError(f"{folder / WEIGHTS}: cannot be written ({error})") from error
     signed = replace(card, sha256=file_sha256(folder / WEIGHTS))

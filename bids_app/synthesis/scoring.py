@@ -357,15 +357,17 @@ class Scorer:
 
 
 def mean_pet(folders: Iterable[Path]) -> Volume:
-    """Average the real PET of visits, (I, J, K), where they cover the brain; 0 where none does.
+    """Average the real PET of visits, (I, J, K).
 
-    Only one PET is held in memory at a time.
+    At each voxel, this is the mean over the visits whose own brain lies there and is covered by the
+    PET; 0 where there is none. Only one PET is held in memory at a time.
     """
     total, count = None, np.zeros((), np.int64)
     for visit in map(open_volumes, folders):
-        pet = np.where(visit.covered, visit.pet, 0).astype(np.float64)
+        known = visit.brain & visit.covered
+        pet = np.where(known, visit.pet, 0).astype(np.float64)
         total = pet if total is None else total + pet
-        count = count + visit.covered
+        count = count + known
     if total is None:
         raise ValueError("no visits to average")
     return (total / np.maximum(count, 1)).astype(np.float32)

@@ -503,6 +503,7 @@ def _make_ready(workflow: Workflow, crashes: Path, *, stop_on_first_crash: bool)
         "remove_unnecessary_outputs": False,
         "hash_method": "content",  # so that a copied dataset, or a rewritten template, is unchanged
     }
+    nipype.config.set_default_config()  # not what a nipype.cfg in the current folder says
     nipype.config.update_config({"execution": {"check_version": "false"}})
 
 
