@@ -831,7 +831,10 @@ def test_clusters_are_kept_down_to_the_score_that_controls_seldom_have(out, tmp_
             assert set(np.unique(labels)) == {0, *seldom}
     assert fewer > 0
     printed = capsys.readouterr().err
-    assert re.search(r"^strongest cluster, .*, kept or not$", printed, re.MULTILINE)
+    told = (
+        r"^strongest cluster of each patient, by .* \(whether or not --expected-false keeps it\):$"
+    )
+    assert re.search(told, printed, re.MULTILINE)
     page = (there / "group.html").read_text(encoding="utf-8")
     assert (
         "<code>--expected-false</code> has no effect on it" in page or "No lesion is known" in page
