@@ -27,7 +27,7 @@ demo: $(VENV)/.runnable  ## Simulate a small cohort, preprocess it, and map its 
 	$(BIN)/mri2pet-simulate $(DEMO)/bids --paired 8 --t1w-only 2 --patients 2 --resolution 2 --seed 1 --nprocs 2
 	@echo "Step 2 of 3: bring all of them into MNI space (2 mm, quick registration), predict a PET from each T1w"
 	$(BIN)/mri2pet $(DEMO)/bids $(DEMO)/out participant --sloppy --resolution 2
-	@echo "Step 3 of 3: train detectors on the controls, and map abnormalities in the patients"
+	@echo "Step 3 of 3: train detectors on the controls, and map anomalies in the patients"
 	$(BIN)/mri2pet $(DEMO)/bids $(DEMO)/out group --sloppy --resolution 2 -d lesions=$(DEMO)/bids/derivatives/truth
 	@echo "Open $(DEMO)/out/sub-patient01.html (what was found in a patient) and $(DEMO)/out/group.html in a browser."
 	@echo "Your own data, one person: $(BIN)/mri2pet quick T1W.nii.gz PET.nii.gz OUT; a BIDS dataset: README.md"

@@ -475,8 +475,9 @@ def test_lesion_masks_on_other_grids_are_brought_onto_the_grid_and_that_is_said(
         assert len(told["Sources"]) == 1 + (label == "p2")
         assert told["SpatialReference"].endswith(f"/sub-{label}_{OWN_MASK[1]}.nii.gz")
     notes = read_json(out / "logs" / "group_report.json")["notes"]
-    carried = "sub-p1_space-T1w_label-L_mask.nii.gz, resampled from the T1w to the grid"
-    resampled = f"sub-p2_space-{TEMPLATE}_label-L_mask.nii, resampled to the grid"
+    grid = "to the grid of the template"
+    carried = f"sub-p1_space-T1w_label-L_mask.nii.gz, resampled from the T1w {grid}"
+    resampled = f"sub-p2_space-{TEMPLATE}_label-L_mask.nii, resampled {grid}"
     for note in (
         f"sub-p1: lesions are those of {carried}",
         f"sub-p2: lesions are those of {resampled}",
@@ -831,7 +832,10 @@ def test_clusters_are_kept_down_to_the_score_that_controls_seldom_have(out, tmp_
             assert set(np.unique(labels)) == {0, *seldom}
     assert fewer > 0
     printed = capsys.readouterr().err
-    assert re.search(r"^strongest cluster, .*, kept or not$", printed, re.MULTILINE)
+    told = (
+        r"^strongest cluster of each patient, by .* \(whether or not --expected-false keeps it\):$"
+    )
+    assert re.search(told, printed, re.MULTILINE)
     page = (there / "group.html").read_text(encoding="utf-8")
     assert (
         "<code>--expected-false</code> has no effect on it" in page or "No lesion is known" in page

@@ -221,7 +221,7 @@ def test_what_is_expected_is_told_with_its_controls_and_that_their_maps_are_unli
     ):
         told = read_json(tables[name].with_suffix(".json"))["expected_in_control"]["Description"]
         assert (
-            "A control's map comes from the one fold that left the control out, a patient's is"
+            "A control's map comes from the one fold that left the control out; a patient's is"
             in told
         )
         assert f". Number of these controls: {controls}" in told

@@ -16,7 +16,7 @@ from bids_app import nifti
 from bids_app.derivatives.detections import find_anomalies
 from bids_app.detection.clusters import Cluster
 from bids_app.detection.detectors import DETECTORS, LEADING
-from bids_app.files import read_tsv, write_json, write_tsv
+from bids_app.files import read_json, read_tsv, write_json, write_tsv
 from bids_app.report import participant
 from bids_app.report.anomalies import NO_CONTROLS
 from bids_app.report.findings import _count_controls, findings_of
@@ -65,7 +65,8 @@ def test_warnings_of_quality_control_are_announced_before_the_findings(cohort, m
     write_json(path, {"Registration": {"Verdict": "doubt", "VerdictReasons": ["It is far."]}})
     text = section(cohort.write_subject("P1"))
     assert text.count(told) == 1
-    assert text.index("The strongest cluster") < text.index(told) < text.index("1. ")
+    explained = text.index("A cluster (voxels with high")
+    assert text.index("The strongest cluster") < text.index(told) < explained < text.index("1. ")
     monkeypatch.setattr(participant, "findings_of", lambda *given: 2 * findings_of(*given))
     text = section(cohort.write_subject("P1"))
     assert text.count(told) == 1  # for all PET, not for the first alone
@@ -98,6 +99,17 @@ def test_clusters_are_told_with_the_controls_that_have_one_as_strong(made):
         assert "of 2 held-out controls" in " ".join(found.sentences)
     assert "is matched or exceeded in 1 of 2 held-out controls, so it does not" in told["summary"]
     assert section(made.write_subject("P1")).count("of 2 held-out controls") == 3
+
+
+@pytest.mark.parametrize(
+    ("direction", "change"),
+    [("hypo", " of low uptake"), ("hyper", " of high uptake"), ("both", "")],
+)
+def test_the_summary_says_in_which_direction_uptake_is_abnormal(cohort, direction, change):
+    for path in cohort.out.glob("sub-P1/pet/*_statmap.json"):
+        write_json(path, {**read_json(path), "Direction": direction})
+    (told,) = findings_of(cohort.out, "P1", (T,))
+    assert told["summary"].startswith(f"The strongest cluster{change} found by z score (")
 
 
 def cluster(total):

@@ -514,7 +514,7 @@ def test_how_much_of_a_healthy_brain_scores_above_0_is_told(cohort):
 
 def test_no_text_says_that_controls_stay_below_0(made):
     own = text_of(section(made.write_subject("P1"), "anomalies"))
-    assert "in much of the brain of a healthy person it was not trained on" in own
+    assert "in much of the brain of a held-out control" in own
     methods = text_of(section(made.write(**RUN), "methods"))
     assert "as they do in much of a held-out control's brain" in " ".join(methods.split())
 

@@ -268,7 +268,7 @@ def test_a_generator_for_real_work_is_not_called_a_demonstration(tree):
     tree.add_synthetic(Generator={**GENERATOR, **real})
     page = tree.write(**RUN)
     assert "FDG PET of 35 controls." in page
-    assert "Train one on your own data" not in page
+    assert "Train a generator on your own data" not in page
 
 
 def test_the_page_fetches_nothing(whole):

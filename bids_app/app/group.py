@@ -729,9 +729,9 @@ def _close(
     console: Console,
 ) -> int:
     """Print the first cluster of each patient and the last line, and return the exit code."""
-    selective = settings.expected_false is not None
+    kept = "" if settings.expected_false is None else " (whether or not --expected-false keeps it)"
     for name, lines in top_clusters(images).items():
-        console.say(f"strongest cluster, {name}{', kept or not' if selective else ''}")
+        console.say(f"strongest cluster of each patient, by {name}{kept}:")
         for line in lines:
             console.say(f"  {line}")
     mapped = {image.subject for image in images if not image.scored_image.control}

@@ -30,7 +30,7 @@ class Detector:
         Meaning of a score, in reports.
     score, statmap, clusters : str
         Meaning of a score, in the data dictionary of tables and in the sidecar of a map; meaning of
-        its clusters, in ``descriptions.tsv``.
+        its label ``desc-``, in ``descriptions.tsv``.
     unit : str
         Unit of a score.
     dash : str
@@ -65,13 +65,13 @@ DETECTORS = {  # in the order in which they are shown
         label="OC-SVM",
         meaning="distance beyond the boundary that a one-class SVM draws around its training "
         "controls at that voxel. Scores above 0 lie outside, as they do in much of the brain of a "
-        "healthy person it was not trained on",
+        "held-out control",
         score="One one-class SVM per voxel, on latents of patches. Zotova et al. (2021), section "
         "2.2; score 0 is its boundary around the controls that it was trained on",
         statmap="minus the decision function of a one-class SVM on the latents of patches; above 0 "
         "lies outside the boundary of the controls it was trained on, as does much of the brain of "
-        "a control it was not trained on",
-        clusters="Clusters of the anomaly map of one-class SVMs, one per voxel",
+        "a held-out control",
+        clusters="Anomaly map of one-class SVMs, one per voxel, and its clusters",
         unit="distance to the boundary",
         dash="",
         method="svm",
@@ -81,7 +81,8 @@ DETECTORS = {  # in the order in which they are shown
         meaning="how far uptake is from that of controls, as Crawford and Howell's t",
         score="Crawford-Howell t of uptake against controls, of smoothed PET",
         statmap="Crawford-Howell t of uptake against controls, after smoothing",
-        clusters="Clusters of the anomaly map against controls, voxel by voxel (Crawford-Howell t)",
+        clusters="Anomaly map against controls, voxel by voxel (Crawford-Howell t), and its "
+        "clusters",
         unit="t",
         dash="7 3",
         method="norm",
@@ -92,7 +93,7 @@ DETECTORS = {  # in the order in which they are shown
         "T1w, compared with the same difference in controls, as Crawford and Howell's t",
         score="Crawford-Howell t of the difference between synthetic and real PET",
         statmap="t of the difference between synthetic and real PET, against that in controls",
-        clusters="Clusters of the anomaly map of synthetic minus real PET",
+        clusters="Anomaly map of synthetic minus real PET, and its clusters",
         unit="t",
         dash="2 3",
         method="norm",
@@ -104,11 +105,11 @@ DETECTORS = {  # in the order in which they are shown
         meaning="how far uptake is from that at the same place on the other side, compared with "
         "the same difference in controls, as Crawford and Howell's t. It cannot tell which side "
         "has changed, cannot detect bilateral or midline lesions, and needs a symmetric template",
-        score="Crawford-Howell t of left-right asymmetry, (here - there) / mean, of smoothed PET; "
-        "blind to bilateral and midline lesions",
+        score="Crawford-Howell t of left-right asymmetry, (this side - other side) / mean of "
+        "both, of smoothed PET; blind to bilateral and midline lesions",
         statmap="Crawford-Howell t of left-right asymmetry against controls, after smoothing; "
         "blind to bilateral and midline lesions",
-        clusters="Clusters of the anomaly map of left-right asymmetry against controls; blind to "
+        clusters="Anomaly map of left-right asymmetry against controls, and its clusters; blind to "
         "bilateral and midline lesions",
         unit="t",
         dash="6 2 1 2",
@@ -119,15 +120,15 @@ DETECTORS = {  # in the order in which they are shown
         label="z + asymmetry",
         meaning="mean of the z score and of the left-right asymmetry of uptake, both as Crawford "
         "and Howell's t. It is less sensitive to bilateral and midline lesions, needs a symmetric "
-        "template, and also gives high scores to healthy tissue opposite a change in the other "
-        "direction",
+        "template, and also gives high scores to healthy tissue if the same place on the other "
+        "side is abnormal in the other direction",
         score="Mean of two Crawford-Howell t, of uptake and of left-right asymmetry; less "
         "sensitive to bilateral and midline lesions than to others",
         statmap="mean of the Crawford-Howell t of uptake and of that of left-right asymmetry, "
         "both against controls, after smoothing; less sensitive to bilateral and midline lesions "
         "than to others",
-        clusters="Clusters of the mean of the maps of uptake and of left-right asymmetry against "
-        "controls; less sensitive to bilateral and midline lesions than to others",
+        clusters="Mean of the anomaly maps of uptake and of left-right asymmetry against controls, "
+        "and its clusters; less sensitive to bilateral and midline lesions than to others",
         unit="t",
         dash="8 2 2 2 2 2",
         method="norm",

@@ -454,7 +454,8 @@ def _describe_mask(visit: Preprocessed, mask: LesionMask | None) -> str:
     doubt = f"; this T1w was taken from {app}: check that the mask fits it" if app else ""
     if not mask.in_template and visit.session is not None and "_ses-" not in mask.path.name:
         doubt += f"; its name has no session: check that it was drawn on the T1w of {label}"
-    return f"{label}: lesions are those of {mask.path.name}, {manner} to the grid{doubt}"
+    source = f"{mask.path.name}, {manner} to the grid of the template"
+    return f"{label}: lesions are those of {source}{doubt}"
 
 
 def atlas_of(settings: Settings) -> tuple[Path, Path] | None:

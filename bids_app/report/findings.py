@@ -68,6 +68,7 @@ from bids_app.report.results import ImageCache, mask_of
 FIRST: Final = 3  # clusters that are shown; our choice: three fit on a printed page
 COMMON: Final = 0.2  # share of controls with one as strong: it does not stand out (our choice)
 NEVER: Final = 1_000_000  # greater than any rank
+CHANGES: Final = {"hypo": " of low uptake", "hyper": " of high uptake"}  # by direction
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,8 @@ def _summarize(lead: Anomaly, scores: Scores, absence: str) -> str:
         return f"No cluster of {detector} {absence}."
     first = lead.clusters[0]
     place = f"{describe_place(first)}, {format_volume(first.volume)} cm³"
-    strongest = f"The strongest cluster found by {detector} ({place})"
+    change = CHANGES.get(lead.direction, "")
+    strongest = f"The strongest cluster{change} found by {detector} ({place})"
     n_strong, n_controls = _count_controls(first, lead, scores)
     if not n_controls:
         return f"{strongest} cannot be compared with healthy people: {NO_CONTROLS}."
