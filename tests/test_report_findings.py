@@ -97,7 +97,7 @@ def test_clusters_are_told_with_the_controls_that_have_one_as_strong(made):
         assert found.heading.startswith(f"{row['rank']}. ")
         assert f"{float(row['volume']) / 1000:.1f} cm³" in found.heading
         assert "of 2 held-out controls" in " ".join(found.sentences)
-    assert "is matched or exceeded in 1 of 2 held-out controls, so it does not" in told["summary"]
+    assert "Of 2 held-out controls, 1 has one at least as strong, so it does not" in told["summary"]
     assert section(made.write_subject("P1")).count("of 2 held-out controls") == 3
 
 
@@ -109,7 +109,7 @@ def test_the_summary_says_in_which_direction_uptake_is_abnormal(cohort, directio
     for path in cohort.out.glob("sub-P1/pet/*_statmap.json"):
         write_json(path, {**read_json(path), "Direction": direction})
     (told,) = findings_of(cohort.out, "P1", (T,))
-    assert told["summary"].startswith(f"The strongest cluster{change} found by z score (")
+    assert told["summary"].startswith(f"The strongest cluster{change} found by z score: ")
 
 
 def cluster(total):
@@ -140,7 +140,7 @@ def test_a_cluster_beyond_all_controls_is_said_to_be_so(cohort):
             row["sum_score"] = "0.001"
     write_tsv(path, list(rows[0]), rows)
     (told,) = findings_of(cohort.out, "P1", (T,))
-    assert told["summary"].endswith("is stronger than every cluster of 2 held-out controls.")
+    assert told["summary"].endswith("It is stronger than every cluster of 2 held-out controls.")
     path.unlink()
     (told,) = findings_of(cohort.out, "P1", (T,))
     assert told["summary"].endswith(f"{NO_CONTROLS}.")

@@ -200,24 +200,23 @@ def _count_controls(cluster: Cluster, lead: Anomaly, scores: Scores) -> tuple[in
 
 
 def _summarize(lead: Anomaly, scores: Scores, absence: str) -> str:
-    """Summarize the findings in one sentence."""
+    """Summarize the findings in two sentences."""
     detector = name_of(lead.detector)
     if not lead.clusters:
         return f"No cluster of {detector} {absence}."
     first = lead.clusters[0]
     place = f"{describe_place(first)}, {format_volume(first.volume)} cm³"
     change = CHANGES.get(lead.direction, "")
-    strongest = f"The strongest cluster{change} found by {detector} ({place})"
+    strongest = f"The strongest cluster{change} found by {detector}: {place}."
     n_strong, n_controls = _count_controls(first, lead, scores)
     if not n_controls:
-        return f"{strongest} cannot be compared with healthy people: {NO_CONTROLS}."
+        return f"{strongest} It cannot be compared with healthy people: {NO_CONTROLS}."
     if not n_strong:
-        return f"{strongest} is stronger than every cluster of {n_controls} held-out controls."
-    sentence = f"{strongest} is matched or exceeded in {n_strong} of {n_controls} held-out controls"
+        return f"{strongest} It is stronger than every cluster of {n_controls} held-out controls."
+    common = ", so it does not stand out" if n_strong >= COMMON * n_controls else ""
     return (
-        f"{sentence}, so it does not stand out."
-        if n_strong >= COMMON * n_controls
-        else f"{sentence}."
+        f"{strongest} Of {n_controls} held-out controls, {n_strong} {_have(n_strong)} one at least "
+        f"as strong{common}."
     )
 
 
