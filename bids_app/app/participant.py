@@ -45,6 +45,7 @@ from bids_app.derivatives.description import (
     raw_dataset_names,
     start_dataset,
 )
+from bids_app.derivatives.detections import find_anomalies, is_outdated
 from bids_app.derivatives.find import describe_coverage
 from bids_app.derivatives.sidecars import SLOPPY, read_derivative
 from bids_app.derivatives.tables import finish_dataset
@@ -122,6 +123,7 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
         )
         problems = [*aside, *_compute(plans, run, reports, aside)]
         _report_images([*plans, *done], console)
+        _report_outdated([*plans, *done], settings.output_dir, console)
         if settings.clean_workdir:
             clean([*plans, *done], problems, settings)
         problems += reports.finish(problems)
@@ -372,6 +374,20 @@ def _report_images(plans: Sequence[VisitPlan], console: Console) -> None:
                 console.warn(f"{plan.label}: {gap}")
         for doubt in doubts_of(plan):
             console.warn(doubt)
+
+
+def _report_outdated(plans: Sequence[VisitPlan], output_dir: Path, console: Console) -> None:
+    """Warn of anomaly maps of images that have been replaced since."""
+    labels = [
+        f"sub-{subject}"
+        for subject in sorted({plan.visit.subject for plan in plans})
+        if any(is_outdated(output_dir, one) for one in find_anomalies(output_dir, subject))
+    ]
+    if labels:
+        console.warn(
+            f"the images of {name_some(labels)} have been replaced since they were mapped; run the "
+            "group level again"
+        )
 
 
 def _plan(

@@ -10,12 +10,16 @@ import numpy as np
 
 from bids_app.dataset.participants import read_participants
 from bids_app.derivatives.description import ANEW, compare_versions, dataset_names, version_of
+from bids_app.derivatives.detections import native_t1w
 from bids_app.derivatives.find import (
+    DIGESTS,
     Preprocessed,
+    SourceDigests,
     describe_coverage,
     find_preprocessed,
     fit_of_image,
     is_left_over,
+    raw_source_of,
     source_digest_of,
     times_mean_of_image,
     verdict_of_image,
@@ -170,7 +174,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     chosen = _visit_of_each(with_pet)
     notes = [*chain(*failed.values()), *_describe_other_visits(visits, chosen)]
     notes += describe_unknown_columns(settings.output_dir, [settings.control_query])
-    notes += _describe_stale(settings)
+    notes += [*_describe_stale(settings), *_describe_raw(chosen, settings)]
     notes += _describe_absent(labels, preprocessed, failed, problems)
     if not chosen:
         raise _no_controls_error(notes, failed, problems)
@@ -236,7 +240,7 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     queries = [settings.patient_query, *([settings.control_query] if controls else [])]
     selected = patient_labels | control_labels if controls else None
     remarks += describe_unknown_columns(settings.output_dir, queries, selected)
-    remarks += _describe_stale(settings)
+    remarks += [*_describe_stale(settings), *_describe_raw(used, settings)]
     return Subjects(
         tuple(chosen),
         tuple(patients),
@@ -529,6 +533,58 @@ def _describe_stale(settings: Settings) -> list[str]:
         f"{raw}: differs from {out} for {name_some(odd)}, and the latter is used; to update it, "
         "run the participant level again, which does not repeat what is complete"
     ]
+
+
+def _state_of_raw(path: Path, digest: str, digests: SourceDigests) -> str:
+    """Compare a raw file with the one that had a digest; git-annex may not have fetched it."""
+    if path.is_file():
+        return "same" if digests.of(path) == digest else "changed"
+    return "unknown" if path.is_symlink() else "gone"
+
+
+def _states_of_raw(
+    used: Iterable[Participant], raw: Path, digests: SourceDigests
+) -> Mapping[str, list[str]]:
+    """List the subjects whose raw files have ``changed`` or are ``gone``."""
+    states = defaultdict[str, list[str]](list)
+    for subject in used:
+        visit, pet = subject.visit, subject.pet
+        for named, image in ((native_t1w(visit), visit.t1w), *([(pet, pet)] if pet else [])):
+            try:
+                source, digest = raw_source_of(named), source_digest_of(image)
+                if source and digest:
+                    states[_state_of_raw(raw / source, digest, digests)].append(subject.label)
+            except Mri2petError:
+                continue  # reported where the file is needed
+    return states
+
+
+def _describe_raw(used: Iterable[Participant], settings: Settings) -> list[str]:
+    """Describe the images whose raw files have been replaced or removed since they were made.
+
+    Nothing is said without the raw dataset, and of files whose content was not fetched (git-annex).
+    """
+    raw, out = settings.bids_dir, settings.output_dir
+    if not any(raw.glob("sub-*")):
+        return []
+    states = _states_of_raw(used, raw, SourceDigests(raw, out / DIGESTS))
+    changed, gone = (
+        name_some([f"sub-{label}" for label in dict.fromkeys(labels)]) if labels else ""
+        for labels in (states["changed"], states["gone"])
+    )
+    notes = []
+    if changed:
+        notes.append(
+            f"{raw}: raw images of {changed} were replaced since the "
+            "participant level ran, and results of the former ones are used; run it again"
+        )
+    if gone:
+        notes.append(
+            f"{raw}: no longer has raw images of {gone}, whose "
+            f"results in {out} are used all the same; if these people or images were withdrawn, "
+            "delete their results, or leave the people out with --exclude-participant-label"
+        )
+    return notes
 
 
 def _known(row: Mapping[str, str]) -> dict[str, str]:
