@@ -686,6 +686,24 @@ def write_generator(out, sha256, participants, dataset="ellipsoids", fold=""):
     write_json(folder / "card.json", card_values(card))
 
 
+def test_synthetic_pet_of_a_generator_that_was_trained_again_is_told_of(out):
+    def told(**wanted):
+        notes = choose(out, **wanted).notes
+        return [note.partition(";")[0] for note in notes if "by another generator" in note]
+
+    assert told(**WANTED[0]) == []  # of a generator that is not of this dataset
+    write_generator(out, "a" * 64, ["02"])
+    assert told(**WANTED[0]) == []
+    write_generator(out, "c" * 64, ["02"])  # trained again
+    of = f"was made by another generator g than the one in {out / 'generators'}, which may have"
+    assert told(detectors=("pseudonormal",)) == [
+        f"synthetic PET of sub-03, sub-p1 {of} been trained again since"
+    ]
+    assert told() == []  # none is used
+    write_generator(out, "a" * 64, ["02"], fold=1)  # whose generators make those of controls
+    assert told(detectors=("pseudonormal",)) == []
+
+
 @pytest.mark.parametrize(
     ("participants", "dataset", "seen"),
     [

@@ -235,6 +235,15 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     _refuse_mixed_scales([*chosen, *patients])
     _refuse_copies(chosen, patients)
     warnings += [*_describe_gaps(used), *_describe_namesakes(used, settings)]
+    warnings += _describe_retrained(
+        [
+            subject
+            for subject in used
+            if (subject in patients and needing_synthetic(settings.detectors))
+            or (subject not in patients and _wants_synthetic(subject, settings))
+        ],
+        settings,
+    )
     warnings += [*_describe_verdicts(used), *_describe_misfits(used)]
     unknown, remarks = _unmatched(settings, patient_labels, control_labels)
     queries = [settings.patient_query, *([settings.control_query] if controls else [])]
@@ -601,6 +610,25 @@ def _describe_namesakes(used: Sequence[Participant], settings: Settings) -> list
             by_card[participant.maker.sha256].append(participant.label)
     notes = (describe_namesakes(cards[key], labels, names, out) for key, labels in by_card.items())
     return [note for note in notes if note]
+
+
+def _describe_retrained(used: Sequence[Participant], settings: Settings) -> list[str]:
+    """Describe synthetic PETs of a generator other than the one that has its name now."""
+    out = settings.output_dir
+    cards = known_cards(out)
+    names = {card.name for card in cards.values()}
+    odd = defaultdict[str, list[str]](list)
+    for subject in used:
+        maker = subject.maker
+        if maker is not None and maker.sha256 and maker.sha256 not in cards:
+            odd[maker.name].append(f"sub-{subject.label}")
+    return [
+        f"synthetic PET of {name_some([*dict.fromkeys(labels)])} was made by another generator "
+        f"{name} than the one in {out / 'generators'}, which may have been trained again since; "
+        f"run --stage synthesize --generator {name}"
+        for name, labels in odd.items()
+        if name in names
+    ]
 
 
 def _describe_gaps(used: Sequence[Participant]) -> list[str]:
