@@ -21,10 +21,12 @@ from foreign import drawn, in_volume
 from phantoms import add_pet, add_t1w, write_dataset
 
 from bids_app import nifti
-from bids_app.app.participant import describe_replaced
+from bids_app.app.participant import describe_outrun, describe_replaced, describe_resynthesized
 from bids_app.cli import main
 from bids_app.dataset.validation import find_validator
-from bids_app.files import file_sha256, read_tsv
+from bids_app.derivatives.find import SourceDigests, digest_of
+from bids_app.derivatives.paths import sidecar_path
+from bids_app.files import file_sha256, read_tsv, write_json
 from bids_app.imaging.similarity import correlation
 from bids_app.importing import main as import_main
 from bids_app.synthesis.card import REFERENCE, Card
@@ -476,3 +478,48 @@ def test_results_of_another_dataset_that_are_replaced_are_told_of(
     assert bool(sentence) is told
     (out / "dataset_description.json").unlink()  # the run writes it again
     assert not describe_replaced([plan], run)
+
+
+@pytest.mark.parametrize(
+    ("made_by", "name", "told"),
+    [("tissue", "tissue", False), ("tissue", "default", True), (None, "default", False)],
+)
+def test_synthetic_pet_of_another_generator_that_is_replaced_is_told_of(
+    tmp_path, made_by, name, told
+):
+    image = tmp_path / "pet.nii.gz"
+    if made_by:
+        image.touch()
+        write_json(sidecar_path(image), {"Synthetic": True, "Generator": {"Name": made_by}})
+    plan = SimpleNamespace(label="sub-01", paths=SimpleNamespace(synthetic_pet=image))
+    run = SimpleNamespace(generator=SimpleNamespace(card=SimpleNamespace(name=name)))
+    sentence = describe_resynthesized([plan], run)
+    assert sentence.startswith("synthetic PET of sub-01, made by generator tissue, is") is told
+    assert bool(sentence) is told
+    assert not describe_resynthesized([plan], SimpleNamespace(generator=None))  # only preprocesses
+
+
+@pytest.mark.parametrize("image", ["t1w", "pet"])
+def test_results_of_raw_images_replaced_since_are_told_of_if_only_synthesized(tmp_path, image):
+    raw, files = tmp_path / "raw", {}
+    for name in ("t1w", "pet"):
+        files[name] = raw / f"{name}.nii.gz", tmp_path / "out" / f"{name}.nii.gz"
+        for path in files[name]:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(name)
+        write_json(sidecar_path(files[name][1]), {"SourceSHA256": digest_of(files[name][0])})
+    scans = {name: SimpleNamespace(path=path) for name, (path, _) in files.items()}
+    plan = SimpleNamespace(
+        label="sub-01",
+        preprocessed="f",
+        visit=SimpleNamespace(t1w=scans["t1w"], pets=(scans["pet"],)),
+        paths=SimpleNamespace(
+            t1w_in_template=files["t1w"][1], pets=(SimpleNamespace(in_template=files["pet"][1]),)
+        ),
+    )
+    digests = SourceDigests(raw, tmp_path / "digests.json")
+    run = SimpleNamespace(stage="synthesize", digests=digests)
+    assert not describe_outrun([plan], run)
+    files[image][0].write_text("another image")
+    assert describe_outrun([plan], run).startswith("raw images of sub-01 were replaced since")
+    assert not describe_outrun([plan], SimpleNamespace(stage="all", digests=digests))

@@ -120,6 +120,15 @@ def sidecars(visit, detector, training_set="real", *, primary=True):
     }
 
 
+def test_a_map_tells_which_images_it_was_made_from(visit):
+    sidecar = sidecar_path(visit.pets[0])
+    written = read_json(sidecar) if sidecar.is_file() else {}
+    write_json(sidecar, {**written, "Fingerprint": "ab12"})
+    paths = list(sidecars(visit, "zscore").items())
+    for (path, fields), expected in zip(paths, ("ab12", None, "ab12", None), strict=True):
+        assert fields.get("T1wFingerprint") == expected, path
+
+
 @pytest.mark.parametrize(("training_set", "primary"), [("real", True), ("hybrid", False)])
 def test_sidecars_tell_where_results_come_from(visit, training_set, primary):
     folder = "" if primary else f"detectors/{training_set}/"

@@ -4,16 +4,26 @@ import re
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cohorts import tell, write_control, write_controls, write_out_of_fold, write_synthetic
+from cohorts import (
+    RESOLUTION,
+    TEMPLATE,
+    tell,
+    write_control,
+    write_controls,
+    write_out_of_fold,
+    write_synthetic,
+)
 
 from bids_app import nifti
 from bids_app.derivatives.detections import native_t1w, template_to_t1w
+from bids_app.derivatives.find import digest_of, find_preprocessed
 from bids_app.derivatives.paths import sidecar_path
 from bids_app.errors import MissingInputError, NothingSelectedError, UnusableDataError, UsageError
 from bids_app.files import read_json, write_json
@@ -676,6 +686,24 @@ def write_generator(out, sha256, participants, dataset="ellipsoids", fold=""):
     write_json(folder / "card.json", card_values(card))
 
 
+def test_synthetic_pet_of_a_generator_that_was_trained_again_is_told_of(out):
+    def told(**wanted):
+        notes = choose(out, **wanted).notes
+        return [note.partition(";")[0] for note in notes if "by another generator" in note]
+
+    assert told(**WANTED[0]) == []  # of a generator that is not of this dataset
+    write_generator(out, "a" * 64, ["02"])
+    assert told(**WANTED[0]) == []
+    write_generator(out, "c" * 64, ["02"])  # trained again
+    of = f"was made by another generator g than the one in {out / 'generators'}, which may have"
+    assert told(detectors=("pseudonormal",)) == [
+        f"synthetic PET of sub-03, sub-p1 {of} been trained again since"
+    ]
+    assert told() == []  # none is used
+    write_generator(out, "a" * 64, ["02"], fold=1)  # whose generators make those of controls
+    assert told(detectors=("pseudonormal",)) == []
+
+
 @pytest.mark.parametrize(
     ("participants", "dataset", "seen"),
     [
@@ -755,6 +783,43 @@ def test_a_raw_table_that_was_changed_since_is_told_of(out, tmp_path, table, who
         told = [note for note in notes if f"{raw}/participants.tsv: differs from" in note]
         assert len(told) == (who is not None)
         assert all(f"differs from {out}/participants.tsv for sub-{who}, and" in one for one in told)
+
+
+@pytest.mark.parametrize("level", ["train", "group"])
+@pytest.mark.parametrize("image", ["T1w", "PET"])
+def test_raw_images_replaced_or_removed_since_are_told_of(out, tmp_path, level, image):
+    raw, paths = tmp_path / "raw", {}
+    for visit in find_preprocessed(out, TEMPLATE, RESOLUTION):
+        digested = visit.t1w if image == "T1w" else visit.pets[0]
+        named = native_t1w(visit) if image == "T1w" else digested
+        paths[visit.subject] = path = raw / f"sub-{visit.subject}" / "image.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(visit.subject)
+        uri = f"bids:raw:{path.relative_to(raw)}"
+        for one, fields in ((digested, {"SourceSHA256": digest_of(path)}), (named, {})):
+            sidecar = sidecar_path(one)
+            written = read_json(sidecar) if sidecar.is_file() else {}
+            write_json(sidecar, {**written, "Sources": [uri], **fields})
+    settings = Settings(raw, out, level, sloppy=True)
+
+    def told():
+        choose = partial(choose_subjects, controls=True) if level == "group" else choose_controls
+        return [
+            note.removeprefix(f"{raw}: ").partition(",")[0]
+            for note in choose(settings, version=version("mri2pet")).notes
+            if note.startswith(f"{raw}: ")
+        ]
+
+    assert told() == []
+    paths["01"].write_text("another image")
+    replaced = "raw images of sub-01 were replaced since the participant level ran"
+    assert told() == [replaced]
+    paths["02"].unlink()
+    assert told() == [replaced, "no longer has raw images of sub-02"]
+    paths["02"].symlink_to("not-fetched")
+    assert told() == [replaced]
+    shutil.rmtree(raw)
+    assert told() == []  # the raw dataset may be elsewhere
 
 
 # A damaged file affects only its participant

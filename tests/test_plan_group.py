@@ -20,6 +20,7 @@ from bids_app.nifti import open_arrays, read_digest, read_owner
 from bids_app.plan.cohort import Participant, Subjects, SyntheticMaker
 from bids_app.plan.detectors import (
     _describe_averages,
+    _folds_of,
     encoder_spec,
     encodes_t1w,
     refuse_card,
@@ -479,6 +480,25 @@ def test_a_detector_is_not_applied_to_pet_on_another_scale(
         return
     with pytest.raises(UnusableDataError, match=r"not on the scale .* with --paper if"):
         refuse_card(tmp_path, card, settings, [patient])
+
+
+@pytest.mark.parametrize(
+    ("of_controls", "of_patient", "fits"),
+    [(("g", "g"), "g", True), (("g", "g"), "default", False), (("g", "default"), "g", False)],
+)
+def test_a_detector_does_not_mix_synthetic_pet_of_several_generators(of_controls, of_patient, fits):
+    def subject(label, name):
+        path = Path(f"sub-{label}_pet.nii.gz")
+        stored = SimpleNamespace(participant=label)
+        return Participant(None, path, path, SyntheticMaker(name, "ab"), stored, stored)
+
+    controls = tuple(subject(f"c{n}", name) for n, name in enumerate(of_controls))
+    cohort = Subjects(controls, (subject("p1", of_patient),))
+    study = SimpleNamespace(folds=2, seed=0)
+    fold_of = {"c0": 1, "c1": 2}
+    reason = "1 has 0 .* to train on" if fits else "made by different generators, g and default"
+    with pytest.raises(UnusableDataError, match=reason):
+        _folds_of("pseudonormal", study, [], fold_of, cohort)
 
 
 def test_left_and_right_are_not_compared_on_a_template_that_is_not_symmetric():

@@ -36,6 +36,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_app import nifti
+from bids_app.app.participant import _report_outdated
+from bids_app.console import Console
 from bids_app.derivatives import detections
 from bids_app.derivatives.detections import (
     ScoredRun,
@@ -571,6 +573,31 @@ def test_a_detector_of_an_earlier_run_is_told_and_not_shown(cohort):
     )
     assert re.findall(r"<option>(.*?)</option>", own) == ["OC-SVM"]  # the viewer has no older map
     assert own.rindex("<h3>OC-SVM, training set real") < own.index("<h3>z score, training set real")
+
+
+def test_maps_of_images_that_were_replaced_are_told_and_not_shown(cohort, capsys):
+    for t1w in cohort.out.glob(f"sub-*/anat/*_space-{T}_desc-preproc_T1w.json"):
+        change(t1w, Fingerprint="first")
+    for statmap in cohort.out.glob("**/*_statmap.json"):
+        change(statmap, T1wFingerprint="first")
+    replaced = "have been replaced since"
+    assert replaced not in cohort.write(**RUN)
+    (t1w,) = cohort.out.glob(f"sub-P1/anat/*_space-{T}_desc-preproc_T1w.json")
+    change(t1w, Fingerprint="second")
+    page = cohort.write(**RUN)
+    assert f"The images of sub-P1 {replaced}" in section(page, "summary")
+    assert "sub-P1.html" not in section(page, "maps")
+    assert "sub-P2.html" in section(page, "maps")
+    own = cohort.write_subject("P1")
+    told = text_of(section(own, "summary"))
+    assert f"{replaced}, so they are not shown: OC-SVM, real (sub-P1), z score, real" in told
+    assert 'id="anomalies"' not in own
+    assert 'id="findings"' not in own
+    assert replaced not in cohort.write_subject("P2")
+    plans = [SimpleNamespace(visit=SimpleNamespace(subject=label)) for label in ("P1", "P2")]
+    _report_outdated(plans, cohort.out, Console())
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"the images of sub-P1 {replaced} they were mapped; run the group level again" in said
 
 
 def test_a_patient_who_was_a_control_in_an_earlier_run_is_a_patient(cohort):

@@ -45,11 +45,12 @@ from bids_app.derivatives.description import (
     raw_dataset_names,
     start_dataset,
 )
-from bids_app.derivatives.find import describe_coverage
+from bids_app.derivatives.detections import find_anomalies, is_outdated
+from bids_app.derivatives.find import describe_coverage, source_digest_of
 from bids_app.derivatives.sidecars import SLOPPY, read_derivative
 from bids_app.derivatives.tables import finish_dataset
 from bids_app.errors import MissingInputError, Mri2petError, UsageError, count_noun, name_some
-from bids_app.files import read_tsv
+from bids_app.files import object_at, read_tsv
 from bids_app.generators import GeneratorChoice, describe_namesakes
 from bids_app.plan.estimate import estimate_participants, seconds_spared
 from bids_app.plan.participant import (
@@ -73,7 +74,7 @@ from bids_app.report.participant import is_current, shared_sources, write_subjec
 from bids_app.resources import choose_device
 from bids_app.settings import Settings
 from bids_app.templates import Template
-from bids_app.visit import Selection, Visit, label_of
+from bids_app.visit import Scan, Selection, Visit, label_of
 
 PAUSE_RATIO = 20  # pause between writings of tables, relative to their duration; our choice: 5 %
 _Table = tuple[dict[str, dict[str, str]], tuple[str, ...]]  # participants.tsv, and remarks on it
@@ -106,8 +107,7 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
             raise error_of(aside)
         if settings.sloppy and settings.stage != "synthesize":
             refuse_better(plans)
-        for replaced in filter(None, (describe_replaced(plans, run), describe_regridded(plans))):
-            console.warn(replaced)
+        _report_former(plans, done, run, console)
         selection = _report_namesakes(selection, run, console)
         copies = _report_copies([*plans, *done], run, console)
         if settings.dry_run:
@@ -122,6 +122,7 @@ def participant(settings: Settings, console: Console, run_record: description.Ru
         )
         problems = [*aside, *_compute(plans, run, reports, aside)]
         _report_images([*plans, *done], console)
+        _report_outdated([*plans, *done], settings.output_dir, console)
         if settings.clean_workdir:
             clean([*plans, *done], problems, settings)
         problems += reports.finish(problems)
@@ -187,6 +188,68 @@ def describe_regridded(plans: Sequence[VisitPlan]) -> str:
         "but images on the grid of the T1w, and tables of regions, are replaced by those of this "
         "run; to keep both, choose another output folder"
     )
+
+
+def describe_resynthesized(plans: Sequence[VisitPlan], run: ParticipantPlan) -> str:
+    """Describe synthetic PET of another generator, which a run replaces; or ``""``."""
+    if run.generator is None:
+        return ""
+    makers = {
+        plan.label: str(object_at(metadata, "Generator").get("Name", ""))
+        for plan in plans
+        if (metadata := read_derivative(plan.paths.synthetic_pet).metadata)
+    }
+    others = {label: name for label, name in makers.items() if name != run.generator.card.name}
+    if not others:
+        return ""
+    return (
+        f"synthetic PET of {name_some([*others])}, made by generator "
+        f"{name_some(sorted(set(others.values())))}, is replaced by that of generator "
+        f"{run.generator.card.name}; to keep the former, choose it with --generator"
+    )
+
+
+def describe_outrun(plans: Sequence[VisitPlan], run: ParticipantPlan) -> str:
+    """Describe visits whose raw images were replaced after the results that are used; or ``""``."""
+    if run.stage != "synthesize":
+        return ""
+
+    def is_outrun(scan: Scan, image: Path) -> bool:
+        digest = source_digest_of(image)
+        return bool(digest) and run.digests.of(scan.path) != digest
+
+    labels = [
+        plan.label
+        for plan in plans
+        if plan.preprocessed
+        and any(
+            is_outrun(scan, image)
+            for scan, image in (
+                (plan.visit.t1w, plan.paths.t1w_in_template),
+                *zip(plan.visit.pets, (pet.in_template for pet in plan.paths.pets), strict=True),
+            )
+        )
+    ]
+    if not labels:
+        return ""
+    return (
+        f"raw images of {name_some(labels)} were replaced since they were preprocessed, and "
+        "results of the former ones are used; run again without --stage synthesize"
+    )
+
+
+def _report_former(
+    plans: Sequence[VisitPlan], done: Sequence[VisitPlan], run: ParticipantPlan, console: Console
+) -> None:
+    """Warn of results of earlier runs that this one replaces, or uses although they are old."""
+    remarks = (
+        describe_replaced(plans, run),
+        describe_regridded(plans),
+        describe_resynthesized(plans, run),
+        describe_outrun([*plans, *done], run),
+    )
+    for remark in filter(None, remarks):
+        console.warn(remark)
 
 
 def _report_namesakes(selection: Selection, run: ParticipantPlan, console: Console) -> Selection:
@@ -372,6 +435,20 @@ def _report_images(plans: Sequence[VisitPlan], console: Console) -> None:
                 console.warn(f"{plan.label}: {gap}")
         for doubt in doubts_of(plan):
             console.warn(doubt)
+
+
+def _report_outdated(plans: Sequence[VisitPlan], output_dir: Path, console: Console) -> None:
+    """Warn of anomaly maps of images that have been replaced since."""
+    labels = [
+        f"sub-{subject}"
+        for subject in sorted({plan.visit.subject for plan in plans})
+        if any(is_outdated(output_dir, one) for one in find_anomalies(output_dir, subject))
+    ]
+    if labels:
+        console.warn(
+            f"the images of {name_some(labels)} have been replaced since they were mapped; run the "
+            "group level again"
+        )
 
 
 def _plan(

@@ -26,7 +26,7 @@ from bids_app.derivatives.description import (
     refuse_foreign,
     write_run_record,
 )
-from bids_app.derivatives.find import SourceDigests
+from bids_app.derivatives.find import DIGESTS, SourceDigests
 from bids_app.derivatives.sidecars import Space
 from bids_app.derivatives.tables import describe_largest, note_resources
 from bids_app.errors import MissingInputError, ReadWriteError, UnusableDataError, UsageError
@@ -275,9 +275,7 @@ def prepare_run(
         generator=generator,
         fwhm=settings.smoothing_fwhm,
         device=choose_device(settings.device),
-        digests=SourceDigests(
-            settings.bids_dir, settings.output_dir / "logs" / "source_digests.json"
-        ),
+        digests=SourceDigests(settings.bids_dir, settings.output_dir / DIGESTS),
         version=version,
     )
 

@@ -9,7 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bids_app.derivatives.description import KEY as VERSION
-from bids_app.derivatives.find import Preprocessed, spell_out, t1w_of_pet, visit_of
+from bids_app.derivatives.find import (
+    Preprocessed,
+    is_left_over,
+    spell_out,
+    stored_fingerprint,
+    t1w_of_pet,
+    visit_of,
+)
 from bids_app.derivatives.paths import (
     FDG_LABEL,
     derivative_path,
@@ -18,6 +25,7 @@ from bids_app.derivatives.paths import (
     uri_of,
 )
 from bids_app.derivatives.sidecars import (
+    OF_T1W,
     SCALED,
     Dictionary,
     Faults,
@@ -219,6 +227,8 @@ class Origin:
         )
         more: Sidecar = {"SmoothingFWHM": self.fwhm} if self.fwhm else {}
         more |= {"Covariates": list(self.covariates)} if self.covariates else {}
+        made_with = stored_fingerprint(pet)  # that of its T1w: left-over PETs are not used
+        more |= {OF_T1W: made_with} if made_with else {}
         return {
             "Description": text,
             **self._common([pet]),
@@ -788,6 +798,12 @@ def backdrop_of(output_dir: Path, anomaly: Anomaly, *, native: bool) -> tuple[Pa
         folder / f"{t1w_visit}{space}_desc-preproc_T1w.nii.gz",
         folder / f"{t1w_visit}{space}_desc-brain_mask.nii.gz",
     )
+
+
+def is_outdated(output_dir: Path, anomaly: Anomaly) -> bool:
+    """Return whether the images from which a map was made have been replaced since."""
+    t1w, _ = backdrop_of(output_dir, anomaly, native=False)
+    return is_left_over(anomaly.paths["statmap"], t1w)
 
 
 def pets_of(output_dir: Path, anomaly: Anomaly, *, native: bool) -> tuple[Path, Path]:

@@ -18,7 +18,7 @@ from bids_app.derivatives.paths import (
     resolution_label,
     sidecar_path,
 )
-from bids_app.derivatives.sidecars import OF_T1W, Derivative, read_derivative
+from bids_app.derivatives.sidecars import OF_T1W, RAW, Derivative, read_derivative
 from bids_app.errors import MissingInputError, Mri2petError, ReadWriteError, UnusableDataError
 from bids_app.files import file_sha256, locked, object_at, read_json, write_json
 from bids_app.imaging.coverage import COMPLETE, describe_missing
@@ -258,6 +258,24 @@ def source_digest_of(image: Path) -> str:
     return str(_metadata_of(image).get(SOURCE_DIGEST, ""))
 
 
+def raw_source_of(image: Path) -> str:
+    """Read which raw file an image was made from, as a path in the raw dataset; empty if unknown.
+
+    Parameters
+    ----------
+    image : Path
+        T1w on its own grid, or real PET on any grid; they are empty for those of another app.
+
+    Raises
+    ------
+    ReadWriteError, UnusableDataError
+        If there is a sidecar but it cannot be read.
+    """
+    sources = _metadata_of(image).get("Sources")
+    uris = [uri for uri in sources if isinstance(uri, str)] if isinstance(sources, list) else []
+    return next((uri.removeprefix(RAW) for uri in uris if uri.startswith(RAW)), "")
+
+
 def fit_of_image(pet: Path) -> float | None:
     """Read the correlation of a real PET with the uptake expected from the tissues of its T1w.
 
@@ -449,6 +467,9 @@ def _state_of(found: os.stat_result) -> list[int]:
 SETTLED = 2.0  # s; a file changed more recently may change again within one time stamp; our choice
 
 
+DIGESTS = "logs/source_digests.json"  # in the derivative dataset
+
+
 class SourceDigests:
     """Cache of digests of raw images between runs, because reading a thousand takes minutes.
 
@@ -588,14 +609,15 @@ def stored_fingerprint(path: Path) -> str:
 def is_left_over(pet: Path, t1w: Path) -> bool:
     """Return whether a PET was not made together with, or predicted from, this T1w.
 
-    Sidecars of one run have the same fingerprint, and that of a synthetic PET repeats the one of
-    its T1w; without one, nothing is known.
+    Sidecars of one run have the same fingerprint, and those of a synthetic PET and of an anomaly
+    map repeat the one of their T1w; without one, nothing is known.
     """
     try:
         metadata = read_json(sidecar_path(pet))
     except (ReadWriteError, UnusableDataError):
         return False
-    made_with = str(metadata.get(OF_T1W if metadata.get("Synthetic") else "Fingerprint", ""))
+    own = "" if metadata.get("Synthetic") else metadata.get("Fingerprint", "")
+    made_with = str(metadata.get(OF_T1W, own))
     return len({made_with, stored_fingerprint(t1w)} - {""}) > 1
 
 

@@ -30,7 +30,8 @@ Row = TypeVar("Row")
 DICTIONARIES = Path(__file__).parents[1] / "data" / "dictionaries"
 FIELD_OF_VIEW = "ROI"  # "Type" of a coverage mask; BIDS has no better one
 COVERED = "where the PET was measured, within the scanner's field of view; 0 elsewhere"
-OF_T1W = "T1wFingerprint"  # of the T1w from which a synthetic PET was predicted
+RAW = "bids:raw:"  # begins the URI of a file in the raw dataset
+OF_T1W = "T1wFingerprint"  # of the T1w that a synthetic PET or an anomaly map was made with
 SCALED = "arbitrary"  # "Units" of intensities within 0..1
 MATCHED_TO = "mean PET of the generator's training controls, in the brain"
 
@@ -91,7 +92,7 @@ class Provenance:
         """
         if scan.derived is not None:
             return self.other(scan.derived, scan.derived.image)
-        return f"bids:raw:{scan.path.relative_to(self.bids_dir.absolute()).as_posix()}"
+        return f"{RAW}{scan.path.relative_to(self.bids_dir.absolute()).as_posix()}"
 
     def other(self, derived: Derived, path: Path) -> str:
         """Return the BIDS URI of a file in another app's dataset."""

@@ -10,12 +10,16 @@ import numpy as np
 
 from bids_app.dataset.participants import read_participants
 from bids_app.derivatives.description import ANEW, compare_versions, dataset_names, version_of
+from bids_app.derivatives.detections import native_t1w
 from bids_app.derivatives.find import (
+    DIGESTS,
     Preprocessed,
+    SourceDigests,
     describe_coverage,
     find_preprocessed,
     fit_of_image,
     is_left_over,
+    raw_source_of,
     source_digest_of,
     times_mean_of_image,
     verdict_of_image,
@@ -170,7 +174,7 @@ def choose_controls(settings: Settings, version: str) -> Subjects:
     chosen = _visit_of_each(with_pet)
     notes = [*chain(*failed.values()), *_describe_other_visits(visits, chosen)]
     notes += describe_unknown_columns(settings.output_dir, [settings.control_query])
-    notes += _describe_stale(settings)
+    notes += [*_describe_stale(settings), *_describe_raw(chosen, settings)]
     notes += _describe_absent(labels, preprocessed, failed, problems)
     if not chosen:
         raise _no_controls_error(notes, failed, problems)
@@ -231,12 +235,21 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     _refuse_mixed_scales([*chosen, *patients])
     _refuse_copies(chosen, patients)
     warnings += [*_describe_gaps(used), *_describe_namesakes(used, settings)]
+    warnings += _describe_retrained(
+        [
+            subject
+            for subject in used
+            if (subject in patients and needing_synthetic(settings.detectors))
+            or (subject not in patients and _wants_synthetic(subject, settings))
+        ],
+        settings,
+    )
     warnings += [*_describe_verdicts(used), *_describe_misfits(used)]
     unknown, remarks = _unmatched(settings, patient_labels, control_labels)
     queries = [settings.patient_query, *([settings.control_query] if controls else [])]
     selected = patient_labels | control_labels if controls else None
     remarks += describe_unknown_columns(settings.output_dir, queries, selected)
-    remarks += _describe_stale(settings)
+    remarks += [*_describe_stale(settings), *_describe_raw(used, settings)]
     return Subjects(
         tuple(chosen),
         tuple(patients),
@@ -531,6 +544,58 @@ def _describe_stale(settings: Settings) -> list[str]:
     ]
 
 
+def _state_of_raw(path: Path, digest: str, digests: SourceDigests) -> str:
+    """Compare a raw file with the one that had a digest; git-annex may not have fetched it."""
+    if path.is_file():
+        return "same" if digests.of(path) == digest else "changed"
+    return "unknown" if path.is_symlink() else "gone"
+
+
+def _states_of_raw(
+    used: Iterable[Participant], raw: Path, digests: SourceDigests
+) -> Mapping[str, list[str]]:
+    """List the subjects whose raw files have ``changed`` or are ``gone``."""
+    states = defaultdict[str, list[str]](list)
+    for subject in used:
+        visit, pet = subject.visit, subject.pet
+        for named, image in ((native_t1w(visit), visit.t1w), *([(pet, pet)] if pet else [])):
+            try:
+                source, digest = raw_source_of(named), source_digest_of(image)
+                if source and digest:
+                    states[_state_of_raw(raw / source, digest, digests)].append(subject.label)
+            except Mri2petError:
+                continue  # reported where the file is needed
+    return states
+
+
+def _describe_raw(used: Iterable[Participant], settings: Settings) -> list[str]:
+    """Describe the images whose raw files have been replaced or removed since they were made.
+
+    Nothing is said without the raw dataset, and of files whose content was not fetched (git-annex).
+    """
+    raw, out = settings.bids_dir, settings.output_dir
+    if not any(raw.glob("sub-*")):
+        return []
+    states = _states_of_raw(used, raw, SourceDigests(raw, out / DIGESTS))
+    changed, gone = (
+        name_some([f"sub-{label}" for label in dict.fromkeys(labels)]) if labels else ""
+        for labels in (states["changed"], states["gone"])
+    )
+    notes = []
+    if changed:
+        notes.append(
+            f"{raw}: raw images of {changed} were replaced since the "
+            "participant level ran, and results of the former ones are used; run it again"
+        )
+    if gone:
+        notes.append(
+            f"{raw}: no longer has raw images of {gone}, whose "
+            f"results in {out} are used all the same; if these people or images were withdrawn, "
+            "delete their results, or leave the people out with --exclude-participant-label"
+        )
+    return notes
+
+
 def _known(row: Mapping[str, str]) -> dict[str, str]:
     return {name.strip(): cell for name, cell in row.items() if cell.strip() not in ("", "n/a")}
 
@@ -545,6 +610,25 @@ def _describe_namesakes(used: Sequence[Participant], settings: Settings) -> list
             by_card[participant.maker.sha256].append(participant.label)
     notes = (describe_namesakes(cards[key], labels, names, out) for key, labels in by_card.items())
     return [note for note in notes if note]
+
+
+def _describe_retrained(used: Sequence[Participant], settings: Settings) -> list[str]:
+    """Describe synthetic PETs of a generator other than the one that has its name now."""
+    out = settings.output_dir
+    cards = known_cards(out)
+    names = {card.name for card in cards.values()}
+    odd = defaultdict[str, list[str]](list)
+    for subject in used:
+        maker = subject.maker
+        if maker is not None and maker.sha256 and maker.sha256 not in cards:
+            odd[maker.name].append(f"sub-{subject.label}")
+    return [
+        f"synthetic PET of {name_some([*dict.fromkeys(labels)])} was made by another generator "
+        f"{name} than the one in {out / 'generators'}, which may have been trained again since; "
+        f"run --stage synthesize --generator {name}"
+        for name, labels in odd.items()
+        if name in names
+    ]
 
 
 def _describe_gaps(used: Sequence[Participant]) -> list[str]:

@@ -327,6 +327,7 @@ def _folds_of(
     used = trained
     if DETECTORS[detector].synthetic:
         used = [image for image in trained if image.synthetic is not None]
+        _refuse_mixed_generators(detector, usable)
     folds = split(used, usable.controls, fold_of, study.folds, study.seed)
     return usable, folds, [*notes, *check_covariates(cohort, folds)]
 
@@ -578,6 +579,25 @@ def _refuse_other_generators(
                 "compares with controls whose synthetic PET was made by another; synthesize with "
                 "the same generator, or choose other --detectors"
             )
+
+
+def _refuse_mixed_generators(detector: str, cohort: Subjects) -> None:
+    """Check that one generator has made the synthetic PET of patients and of controls.
+
+    Differences between synthetic and real PET depend on the generator. Weights of one generator
+    differ between folds, and are not compared.
+    """
+    by_name: dict[str, Path] = {}
+    for subject in (*cohort.controls, *cohort.patients):
+        if subject.maker is not None and subject.synthetic is not None:
+            by_name.setdefault(subject.maker.name, subject.synthetic)
+    if len(by_name) > 1:
+        (name, one), (other, another), *_ = by_name.items()
+        raise UnusableDataError(
+            f"{one.name} and {another.name}: made by different generators, {name} and {other}, but "
+            f"{detector} compares patients with controls; synthesize all with the same generator, "
+            "or choose other --detectors"
+        )
 
 
 def _origin(

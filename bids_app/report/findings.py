@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_app.derivatives.detections import Anomaly, find_anomalies, pets_of, read_run
+from bids_app.derivatives.detections import Anomaly, find_anomalies, is_outdated, pets_of, read_run
 from bids_app.derivatives.paths import coverage_path
 from bids_app.detection.clusters import Cluster, separate_lesions, side_of
 from bids_app.detection.detectors import LEADING
@@ -114,7 +114,8 @@ def findings_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> list
     -------
     list of dict
         Entries with ``name``, ``summary``, ``clusters`` and ``lesions``, both lists of
-        :class:`Found`, and ``faults``; no entry for a control, or if there is no map.
+        :class:`Found`, and ``faults``; no entry for a control, or if there is no map of the images
+        that are there now.
     """
     run = read_run(output_dir)
     run_paths = None if run is None else {output_dir / scored.path for scored in run.maps}
@@ -124,6 +125,7 @@ def findings_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> list
         if anomaly.primary
         and not anomaly.held_out
         and (run_paths is None or anomaly.paths["statmap"] in run_paths)
+        and not is_outdated(output_dir, anomaly)
     ]
     record = read_record(output_dir, "group")
     scores = scores_of_run(output_dir, record, shown)

@@ -5,7 +5,7 @@ from math import isnan
 from pathlib import Path
 from typing import Final, Unpack
 
-from bids_app.derivatives.detections import Anomaly, Listed, find_anomalies
+from bids_app.derivatives.detections import Anomaly, Listed, find_anomalies, is_outdated
 from bids_app.derivatives.paths import resolution_label
 from bids_app.detection.card import OF_CLUSTERS, Control, DetectorCard
 from bids_app.detection.clusters import Cluster
@@ -275,6 +275,7 @@ def doubts_of(output_dir: Path, detected: Detected) -> list[str]:
         *_calibration(detected),
         *_flat_maps(detected),
         *_describe_stale(detected),
+        *_describe_outdated(output_dir, detected),
     ]
 
 
@@ -297,6 +298,22 @@ def _describe_stale(detected: Detected) -> list[str]:
     if not parts:
         return []
     return [f"Left over from an earlier run, and not part of this report: {'; '.join(parts)}."]
+
+
+def _describe_outdated(output_dir: Path, detected: Detected) -> list[str]:
+    """Name those whose images have been replaced since this run, in at most one sentence."""
+    paths = {output_dir / subject.path for subject in detected.maps}
+    labels = {
+        anomaly.subject
+        for anomaly in find_anomalies(output_dir, "*")
+        if anomaly.paths["statmap"] in paths and is_outdated(output_dir, anomaly)
+    }
+    if not labels:
+        return []
+    return [
+        f"The images of {_list(labels)} have been replaced since, so what is said of them here is "
+        "out of date; run the group level again."
+    ]
 
 
 def _cards_of_dataset(detected: Detected) -> Mapping[str, DetectorCard]:
@@ -478,10 +495,14 @@ def _methods(detected: Detected, record: RunSummary) -> str:
 
 
 def _maps(output_dir: Path, label: str, detected: Detected, space: str) -> list[Anomaly]:
-    """Find the maps of a patient, except those left over from an earlier run."""
+    """Find the maps of a patient, except those left over from an earlier run or images."""
     paths = {output_dir / subject.path for subject in detected.maps}
     anomalies = find_anomalies(output_dir, label, spaces=(space,))
-    return [anomaly for anomaly in anomalies if anomaly.paths["statmap"] in paths]
+    return [
+        anomaly
+        for anomaly in anomalies
+        if anomaly.paths["statmap"] in paths and not is_outdated(output_dir, anomaly)
+    ]
 
 
 def _page(label: str) -> str:

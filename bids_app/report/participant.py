@@ -16,6 +16,7 @@ from bids_app.derivatives.detections import (
     Anomaly,
     ScoredRun,
     find_anomalies,
+    is_outdated,
     read_run,
 )
 from bids_app.derivatives.find import Results, digest_of, find_results, shape_of
@@ -34,6 +35,7 @@ from bids_app.report.anomalies import (
     name_of,
     place_of,
     scores_of_run,
+    title_of,
 )
 from bids_app.report.findings import findings_of, leading_first
 from bids_app.report.group import NAME as GROUP
@@ -45,6 +47,7 @@ from bids_app.report.page import (
     RunSummary,
     describe_demonstration,
     detector_of_run,
+    enumerate_words,
     path_of,
     read_record,
     write_report,
@@ -85,9 +88,11 @@ def section_of(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> dict[
         if there are none; ``absence``, why there is no cluster; ``placed``, whether any table gives
         the places of clusters on the participant's own T1w; ``viewers``, one per PET; and
         ``niivue``, the script that they need. Maps left over from an earlier run come last, and are
-        in no viewer if the last run has mapped the participant. None if there is no score map.
+        in no viewer if the last run has mapped the participant. None if there is no score map of
+        the images that are there now.
     """
-    anomalies = leading_first(find_anomalies(output_dir, subject, spaces=spaces))
+    found = leading_first(find_anomalies(output_dir, subject, spaces=spaces))
+    anomalies = [anomaly for anomaly in found if not is_outdated(output_dir, anomaly)]
     if not anomalies:
         return None
     run, controls = read_run(output_dir), _controls(output_dir, anomalies)
@@ -137,6 +142,21 @@ def _describe_stale(output_dir: Path, anomaly: Anomaly, run: ScoredRun | None) -
     if run is None or anomaly.paths["statmap"] in {output_dir / scored.path for scored in run.maps}:
         return []
     return ["This map is from an earlier run of the group level, not from the last one."]
+
+
+def _describe_outdated(output_dir: Path, subject: str, spaces: tuple[str, ...]) -> list[str]:
+    """Name the maps of images that have been replaced since, in at most one sentence."""
+    titles = [
+        f"{title_of(anomaly.training_set, anomaly.detector)} ({anomaly.name})"
+        for anomaly in find_anomalies(output_dir, subject, spaces=spaces)
+        if is_outdated(output_dir, anomaly)
+    ]
+    if not titles:
+        return []
+    return [
+        "These anomaly maps were made from images that have been replaced since, so they are not "
+        f"shown: {enumerate_words(titles)}. Run the group level again."
+    ]
 
 
 def _part(
@@ -241,7 +261,8 @@ def write_subject_report(
                 text
                 for text in warnings_of(visits, record["problems"])
                 if text not in record["notes"]
-            ],
+            ]
+            + _describe_outdated(output_dir, subject, spaces),
             "registrations": registration_rows(visits),
             "coverages": coverage_rows(visits),
             "novelties": novelty_rows(visits),
