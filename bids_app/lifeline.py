@@ -28,6 +28,7 @@ OUR_SCORE = Path("/proc/self/oom_score_adj")
 WORKER_SCORE = 500  # -1000 to 1000, proc(5): as if it used half of all memory; our choice
 FORK_SERVER = "bids_app.workflows.forkserver"  # module that the server preloads
 OWNER = "MRI2PET_PROCESS"  # environment variable of the fork server: process id of its owner
+SAFE_PATH = "PYTHONSAFEPATH"  # keeps the current folder out of Python's search path
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FROM_TERMINALS = (signal.SIGINT, signal.SIGHUP)  # sent to all processes of a terminal
 CODE_OF_SIGNAL = 128  # plus the number of the signal: exit code by convention of shells
@@ -83,13 +84,18 @@ def start_fork_server() -> None:
     Python's. Neither the server nor its workers receive the signals of Ctrl-C or of a closed
     terminal: this process does, and ends them.
     """
-    os.environ.update({OWNER: str(os.getpid()), "PYTHONSAFEPATH": "1"})
+    os.environ[OWNER] = str(os.getpid())
     forkserver.set_forkserver_preload([FORK_SERVER])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINALS)
+    inherited = os.environ.pop(SAFE_PATH, None)
+    os.environ[SAFE_PATH] = "1"
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        del os.environ[SAFE_PATH]
+        if inherited is not None:
+            os.environ[SAFE_PATH] = inherited
 
 
 @contextmanager

@@ -196,7 +196,7 @@ def test_on_the_t1w_the_grid_is_that_of_the_t1w(visit):
 def test_a_map_says_what_its_numbers_are_and_what_it_is_not(visit, detector, words):
     text = next(iter(sidecars(visit, detector).values()))["Description"]
     assert words in text
-    assert ("as does much of the brain of a control" in text) is (detector == "ocsvm")
+    assert ("as does much of the brain of a held-out control" in text) is (detector == "ocsvm")
     assert "more is more abnormal" in text
     assert next(iter(sidecars(visit, detector).values()))["SkullStripped"] is True
     assert "not a diagnosis" in text

@@ -103,7 +103,9 @@ def test_every_column_is_explained_and_nothing_else(tmp_path, records):
             if re.match("|".join(METRICS), column):
                 units = {"psnr": "dB", "suvr": "%"}
                 assert entry["Units"] == units.get(column[:4], "1")
-                assert re.search(r"0 to 1|-1 to 1|from 0|0 is best", entry["Description"])
+                assert re.search(
+                    r"0 to 1|-1 to 1|at least 0|from 0|0 is best", entry["Description"]
+                )
                 inside = "_brain" in column or column.startswith(("suvr", "asymmetry"))
                 assert ("In the brain" in entry["Description"]) == inside
     described = json.dumps(read_json(tmp_path / "table1.json"))

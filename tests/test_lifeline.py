@@ -276,6 +276,7 @@ def test_workers_import_nothing_from_the_current_folder(tmp_path):
         "    worker = get_context('forkserver').Process(target=print, args=('worked',))\n"
         "    worker.start()\n"
         "    worker.join()\n"
+        "    import os; assert 'PYTHONSAFEPATH' not in os.environ\n"  # of programs of the caller
     )
     run = subprocess.run(
         [sys.executable, script], check=False, capture_output=True, text=True, cwd=tmp_path
