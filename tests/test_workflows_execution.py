@@ -285,6 +285,26 @@ def test_participants_whose_nodes_were_all_done_before_are_told_of(run, tmp_path
     assert again.noted() == run.noted()
 
 
+def test_nodes_run_again_where_their_folder_was_moved_and_other_files_stay(run, tmp_path):
+    """Nipype keeps absolute paths of outputs, which lie elsewhere after a move."""
+
+    def again():
+        later = Run(tmp_path)
+        later.workflow.base_dir = str(tmp_path / "moved")
+        later.node(Note, "a")
+        assert later.go() == []
+        return len(later.noted()["a"])
+
+    run.node(Note, "a")
+    assert run.go() == []
+    checkpoint = tmp_path / "work" / "graph" / "checkpoint"
+    checkpoint.touch()
+    (tmp_path / "work").rename(tmp_path / "moved")
+    assert again() == 2
+    assert again() == 2  # nothing was moved
+    assert (tmp_path / "moved" / "graph" / "checkpoint").exists()
+
+
 def test_a_step_that_wants_all_processes_does_not_wait_for_later_participants(run):
     _, wide = run.visit("s1", SlowNote, Note)
     wide.n_procs = 2

@@ -489,10 +489,31 @@ def _run_by_plugin(
         workflow.run(plugin=chosen)
 
 
+PLACE = "place.txt"  # in the folder of a graph, where its nodes were computed
+
+
+def _forget_if_moved(workflow: Workflow) -> None:
+    """Let all nodes run again if their folder was moved or copied, as nipype keeps absolute paths.
+
+    Their outputs would be looked for where the folder was. Other files, such as checkpoints, stay.
+    """
+    root = (Path(workflow.base_dir) / workflow.name).absolute()
+    place, here = root / PLACE, str(root)
+    before = place.read_text(encoding="utf-8") if place.is_file() else here
+    root.mkdir(parents=True, exist_ok=True)
+    place.write_text(here, encoding="utf-8")
+    if before == here:
+        return
+    for pattern in ("_0x*.json", "result_*.pklz"):
+        for path in root.rglob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def _make_ready(workflow: Workflow, crashes: Path, *, stop_on_first_crash: bool) -> None:
     """Configure nipype for a run; ``crashes`` is the folder for its tracebacks."""
     crashes.mkdir(parents=True)
     _remove_stale_locks(workflow)
+    _forget_if_moved(workflow)
     label_nodes(workflow, owner="", label="", part="", step="", fatal=True)
     workflow.config["execution"] = {
         "crashdump_dir": str(crashes),
