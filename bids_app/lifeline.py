@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -77,6 +77,20 @@ def tied(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", program, str(os.getpid()), *command]
 
 
+@contextmanager
+def restored(environment: MutableMapping[str, str], names: Iterable[str]) -> Iterator[None]:
+    """Restore variables of an environment when the block ends."""
+    before = {name: environment.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                environment.pop(name, None)
+            else:
+                environment[name] = value
+
+
 def start_fork_server() -> None:
     """Start the server that forks worker processes, unless it runs; it ends with this process.
 
@@ -87,15 +101,12 @@ def start_fork_server() -> None:
     os.environ[OWNER] = str(os.getpid())
     forkserver.set_forkserver_preload([FORK_SERVER])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINALS)
-    inherited = os.environ.pop(SAFE_PATH, None)
-    os.environ[SAFE_PATH] = "1"
     try:
-        forkserver.ensure_running()
+        with restored(os.environ, [SAFE_PATH]):
+            os.environ[SAFE_PATH] = "1"
+            forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        del os.environ[SAFE_PATH]
-        if inherited is not None:
-            os.environ[SAFE_PATH] = inherited
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from threading import Event, Thread
 import psutil
 
 from bids_app.errors import UsageError
-from bids_app.lifeline import call_on_signal
+from bids_app.lifeline import call_on_signal, restored
 
 CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
@@ -349,7 +349,7 @@ def writable_caches(environment: MutableMapping[str, str]) -> Iterator[Path | No
     barred = {name: place for name, place in places.items() if not is_writable(owners[name])}
     if Path(home).is_dir() and not os.access(home, os.R_OK | os.X_OK):  # pybids reads it
         barred["HOME"] = Path(home)
-    with _restored(environment, [*CONFIGURATIONS, *barred]):
+    with restored(environment, [*CONFIGURATIONS, *barred]):
         environment.update(dict.fromkeys(CONFIGURATIONS, os.devnull))
         if not barred:
             yield None
@@ -365,20 +365,6 @@ def writable_caches(environment: MutableMapping[str, str]) -> Iterator[Path | No
                     _copy(place, replacement)
                 environment[name] = str(replacement)
             yield Path(root)
-
-
-@contextmanager
-def _restored(environment: MutableMapping[str, str], names: Iterable[str]) -> Iterator[None]:
-    """Restore variables of an environment when the block ends."""
-    before = {name: environment.get(name) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                environment.pop(name, None)
-            else:
-                environment[name] = value
 
 
 def _copy(place: Path, target: Path) -> None:
