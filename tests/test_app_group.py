@@ -392,7 +392,7 @@ def test_a_card_tells_what_the_generators_are_that_made_its_synthetic_pet(out):
     ):
         assert read_card(out / "detectors" / training_set).makers == makers
     assert (
-        "synthetic PET (g) is, according to its card, meant for demonstration"
+        "synthetic PET (g) is, by its own description, meant for demonstration"
         in (out / "group.html").read_text()
     )
 

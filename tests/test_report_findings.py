@@ -65,7 +65,7 @@ def test_warnings_of_quality_control_are_announced_before_the_findings(cohort, m
     write_json(path, {"Registration": {"Verdict": "doubt", "VerdictReasons": ["It is far."]}})
     text = section(cohort.write_subject("P1"))
     assert text.count(told) == 1
-    explained = text.index("A cluster (voxels with high")
+    explained = text.index("A cluster is a group of voxels")
     assert text.index("The strongest cluster") < text.index(told) < explained < text.index("1. ")
     monkeypatch.setattr(participant, "findings_of", lambda *given: 2 * findings_of(*given))
     text = section(cohort.write_subject("P1"))

@@ -176,7 +176,7 @@ def test_synthetic_pet_in_the_training_is_the_first_thing_that_is_said(cohort):
 def test_a_demonstration_that_made_the_synthetic_pet_is_told_before_all_else(
     cohort, word, told, why
 ):
-    said = f"of their synthetic PET (semi3d-cyclegan-mse) is, according to its card, {why}."
+    said = f"of their synthetic PET (semi3d-cyclegan-mse) is, by its own description, {why}."
     page = cohort.write(**RUN)
     assert said not in page
     assert "PET of 35 controls." in section(page, "detectors")
@@ -523,7 +523,7 @@ def test_no_text_says_that_controls_stay_below_0(made):
 
 def test_too_few_held_out_controls_are_told(cohort):
     text = text_of(section(cohort.write(**RUN), "summary"))
-    assert "Training sets real and hybrid: only 2 controls were held out, so expected" in text
+    assert "Training sets real and hybrid: only 2 controls were held out, so the expected" in text
     for name in SETS:
         lines = [{"participant_id": f"sub-C{n}", "detector": "ocsvm"} for n in range(20)]
         write_tsv(cohort.out / f"detectors/{name}/control_clusters.tsv", CONTROL, lines)

@@ -395,8 +395,8 @@ def _calibration(detected: Detected) -> list[str]:
         elif n_controls < FEW:
             sentences.append(
                 f"{sets}: only {count_noun(n_controls, 'control')} "
-                f"{'was' if n_controls == 1 else 'were'} held out, so expected numbers of "
-                f"clusters come in steps of {1 / n_controls:.3g}."
+                f"{'was' if n_controls == 1 else 'were'} held out, so the expected numbers "
+                f"of clusters below are multiples of {1 / n_controls:.3g}."
             )
     return sentences
 
