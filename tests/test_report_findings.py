@@ -66,11 +66,11 @@ def test_warnings_of_quality_control_are_announced_before_the_findings(cohort, m
     text = section(cohort.write_subject("P1"))
     assert text.count(told) == 1
     explained = text.index("A cluster is a group of voxels")
-    assert text.index("The strongest cluster") < text.index(told) < explained < text.index("1. ")
+    assert text.index("Strongest cluster") < text.index(told) < explained < text.index("1. ")
     monkeypatch.setattr(participant, "findings_of", lambda *given: 2 * findings_of(*given))
     text = section(cohort.write_subject("P1"))
     assert text.count(told) == 1  # for all PET, not for the first alone
-    assert text.index(told) < text.index("The strongest cluster")
+    assert text.index(told) < text.index("Strongest cluster")
 
 
 def test_a_control_and_someone_without_maps_have_no_findings(made, cohort):
@@ -97,8 +97,11 @@ def test_clusters_are_told_with_the_controls_that_have_one_as_strong(made):
         assert found.heading.startswith(f"{row['rank']}. ")
         assert f"{float(row['volume']) / 1000:.1f} cm³" in found.heading
         assert "of 2 held-out controls" in " ".join(found.sentences)
-    assert "Of 2 held-out controls, 1 has one at least as strong, so it does not" in told["summary"]
-    assert section(made.write_subject("P1")).count("f 2 held-out controls") == 3
+    assert (
+        "1 of 2 held-out controls has a cluster at least as strong, so it does not"
+        in told["summary"]
+    )
+    assert section(made.write_subject("P1")).count("of 2 held-out controls") == 3
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_the_summary_says_in_which_direction_uptake_is_abnormal(cohort, directio
     for path in cohort.out.glob("sub-P1/pet/*_statmap.json"):
         write_json(path, {**read_json(path), "Direction": direction})
     (told,) = findings_of(cohort.out, "P1", (T,))
-    assert told["summary"].startswith(f"The strongest cluster{change} found by z score: ")
+    assert told["summary"].startswith(f"Strongest cluster{change} (detector: z score): ")
 
 
 def cluster(total):
@@ -256,7 +259,7 @@ def test_what_cannot_be_pictured_is_told_and_the_words_stay(cohort):
 def test_maps_of_an_earlier_run_are_no_findings(cohort):
     cohort.record(without=["zscore"])
     (told,) = findings_of(cohort.out, "P1", (T,))
-    assert "by OC-SVM" in told["summary"]
+    assert "(detector: OC-SVM)" in told["summary"]
     cohort.record(without=["sub-P1"])
     assert findings_of(cohort.out, "P1", (T,)) == []
 

@@ -256,8 +256,8 @@ def test_the_first_visible_line_says_synthetic(whole):
         "SYNTHETIC — the PET marked 'synthetic' in this report was predicted from MRI; "
         "it is not a measurement and not for diagnosis"
     )
-    banner = "by its own description, meant for demonstration and trained on simulated images"
-    assert f"generator default 0.1.0 is, {banner}" in reader.text[1]
+    banner = "is meant for demonstration and trained on simulated images"
+    assert f"generator “default” (version 0.1.0) {banner}" in reader.text[1]
     for told in ("version 0.1.0", "ab" * 32, "Simulated T1w and PET."):
         assert told in text_of(section(page, "pet"))
 

@@ -209,7 +209,7 @@ def _summarize(lead: Anomaly, scores: Scores, absence: str) -> str:
     first = lead.clusters[0]
     place = f"{describe_place(first)}, {format_volume(first.volume)} cm³"
     change = CHANGES.get(lead.direction, "")
-    strongest = f"The strongest cluster{change} found by {detector}: {place}."
+    strongest = f"Strongest cluster{change} (detector: {detector}): {place}."
     n_strong, n_controls = _count_controls(first, lead, scores)
     if not n_controls:
         return f"{strongest} It cannot be compared with healthy people: {NO_CONTROLS}."
@@ -217,8 +217,8 @@ def _summarize(lead: Anomaly, scores: Scores, absence: str) -> str:
         return f"{strongest} It is stronger than every cluster of {n_controls} held-out controls."
     common = ", so it does not stand out" if n_strong >= COMMON * n_controls else ""
     return (
-        f"{strongest} Of {n_controls} held-out controls, {n_strong} {_have(n_strong)} one at least "
-        f"as strong{common}."
+        f"{strongest} {n_strong} of {n_controls} held-out controls {_have(n_strong)} a cluster at "
+        f"least as strong{common}."
     )
 
 
