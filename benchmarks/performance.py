@@ -8,7 +8,7 @@ the group level, by the earlier version and by this one in turn. Then the other 
 are run, each of which compares two things in turn. Each measurement is repeated, to show how much
 it varies, and printed with the load of the machine before it: on a quiet machine, the load is at
 most that of the measurement before. Results are kept in WORK: a part that was run is only printed
-again. It takes about 45 minutes on 2 cores.
+again. It takes about half an hour on 2 cores.
 """
 
 import argparse
