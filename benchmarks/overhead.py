@@ -75,15 +75,20 @@ def bare(work: Path, t1w: Path, threads: int) -> float:
     )
 
 
-def app(work: Path, t1w: Path, threads: int) -> float:
-    """Return the seconds that the whole app takes for the same image."""
-    anat = work / "bids" / "sub-01" / "anat"
-    anat.mkdir(parents=True)
-    (work / "bids" / "dataset_description.json").write_text(
+def write_dataset(bids: Path, t1w: Path) -> None:
+    """Create a BIDS dataset of one T1w, that of sub-01."""
+    anat = bids / "sub-01" / "anat"
+    anat.mkdir(parents=True, exist_ok=True)
+    (bids / "dataset_description.json").write_text(
         json.dumps({"Name": "one", "BIDSVersion": "1.10.0"})
     )
-    (work / "bids" / "README").write_text("One T1w.\n")
+    (bids / "README").write_text("One T1w.\n")
     shutil.copyfile(t1w, anat / "sub-01_T1w.nii.gz")
+
+
+def app(work: Path, t1w: Path, threads: int) -> float:
+    """Return the seconds that the whole app takes for the same image."""
+    write_dataset(work / "bids", t1w)
     start = time.perf_counter()
     subprocess.run(
         [

@@ -13,7 +13,6 @@ again. It takes about half an hour on 2 cores.
 
 import argparse
 import ctypes
-import json
 import os
 import platform
 import shutil
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from overhead import write_dataset
 from registration_engines import BOX, FLUID, GREY, WHITE, template_tissue
 from scipy import ndimage
 
@@ -96,12 +96,7 @@ def overlap(out: Path) -> list[float]:
 def participant(given: argparse.Namespace) -> str:
     """Run the participant level on one T1w by both versions in turn."""
     work, lines = given.work / "participant", []
-    anat = work / "bids" / "sub-01" / "anat"
-    anat.mkdir(parents=True, exist_ok=True)
-    about = {"Name": "one", "BIDSVersion": "1.10.0"}
-    (work / "bids" / "dataset_description.json").write_text(json.dumps(about))
-    (work / "bids" / "README").write_text("One T1w.\n")
-    shutil.copyfile(given.t1w, anat / "sub-01_T1w.nii.gz")
+    write_dataset(work / "bids", given.t1w)
     lines.append("| | CPU s | wall s | Dice CSF | Dice GM | Dice WM | r with the template |")
     lines.append("|---|---|---|---|---|---|---|")
     for turn in range(given.turns):

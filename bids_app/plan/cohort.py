@@ -230,20 +230,14 @@ def choose_subjects(settings: Settings, *, controls: bool, version: str) -> Subj
     chosen, control_notes, control_problems = _controls(
         settings, control_labels - excluded, needed=controls
     )
+    with_synthetic = [control for control in chosen if _wants_synthetic(control, settings)]
+    with_synthetic += patients if needing_synthetic(settings.detectors) else []
     used = [c for c in chosen if c.pet is not None or _wants_synthetic(c, settings)] + patients
     warnings = _describe_making(used, chosen, settings, version)
     _refuse_mixed_scales([*chosen, *patients])
     _refuse_copies(chosen, patients)
     warnings += [*_describe_gaps(used), *_describe_namesakes(used, settings)]
-    warnings += _describe_retrained(
-        [
-            subject
-            for subject in used
-            if (subject in patients and needing_synthetic(settings.detectors))
-            or (subject not in patients and _wants_synthetic(subject, settings))
-        ],
-        settings,
-    )
+    warnings += _describe_retrained(with_synthetic, settings)
     warnings += [*_describe_verdicts(used), *_describe_misfits(used)]
     unknown, remarks = _unmatched(settings, patient_labels, control_labels)
     queries = [settings.patient_query, *([settings.control_query] if controls else [])]

@@ -310,9 +310,12 @@ def use_derived(visit: Visit, apps: Sequence[App], template: str) -> Visit:
     usable = [app for app, t1w in t1ws.items() if all(pets[app]) or not t1w.in_template]
     if not usable:
         names = " or ".join(name for name, _, _ in t1ws or apps)
-        in_mni = all(name in IN_TEMPLATE for name, _, _ in apps)
-        lacks = "preprocessed T1w" + ("" if in_mni else " with a brain mask")
-        lacks = "PET in the space of its T1w" if t1ws else lacks
+        if t1ws:
+            lacks = "PET in the space of its T1w"
+        elif all(name in IN_TEMPLATE for name, _, _ in apps):
+            lacks = "preprocessed T1w"
+        else:
+            lacks = "preprocessed T1w with a brain mask"
         note = (
             f"{names} has no {lacks} of {label_of(visit)}, so both are computed from the raw images"
         )
